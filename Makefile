@@ -10,9 +10,8 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# conftest.py says which tests one process runs, so that it makes their fixtures once, and in which
-# order.
-PYTEST := $(BIN)/python -m pytest -rs -n 3 --dist loadgroup --no-loadscope-reorder
+# conftest.py says which files one process runs, so that it makes their fixtures once, in which order.
+PYTEST := $(BIN)/python -m pytest -rs -n 3 --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 
 .PHONY: demo demo-rules prove test check lint system format clean

@@ -24,13 +24,16 @@ REPO = Path(__file__).parents[1]
 # What a fixture asks for, as a marker.
 MARKS = {"slurm": "slurm", "slurm_programs": "slurm", "smollm2": "model", "vllm": "model"}
 MARKS["chromium"] = "chromium"
-# Files that take longest, longest first: what begins last would otherwise end long after the rest.
+# What one process runs: files that share a cluster of Slurm, each half of them; others by file.
+SLURM = {
+    **dict.fromkeys(("submit", "slurm_run", "slurm_cluster", "families"), "slurm 1"),
+    **dict.fromkeys(("slurm_sites", "slurm_models", "slurm_prove", "doctor", "init"), "slurm 2"),
+}
+# What takes longest, longest first: what begins last would otherwise end long after the rest.
 LONG = (
-    *("engines", "adapt", "package", "pretrain", "prove_run", "adapt_pairs", "assemble"),
-    *("doctor", "engine_children", "calibrate", "lease_machine"),
+    *("slurm 1", "slurm 2", "engines", "adapt", "package", "pretrain", "prove_run"),
+    *("adapt_pairs", "assemble", "engine_children", "calibrate", "lease_machine"),
 )
-# Files whose tests of Slurm take about as long as those of all other files.
-FIRST_CLUSTER = ("submit", "slurm_run", "slurm_cluster", "families")
 lacking: dict[str, str] = {}  # real part → why this run went without it
 used: set[str] = set()
 
@@ -54,23 +57,38 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test by the real parts it asks for, and groups tests, the longest group first.
+def group_of(file: str) -> str:
+    """Name what one process runs: a file, or all that share a cluster of Slurm."""
+    name = Path(file).stem.removeprefix("test_")
+    return SLURM.get(name, name)
 
-    `-m "not slurm"` leaves those of Slurm out. They mostly wait, so two of three processes begin
-    with them, each on one cluster, and the third one keeps the cores busy, with a file at a time.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process a group at a time.
+
+    Tests of Slurm mostly wait, so two of three processes begin with them, and the third one keeps
+    the cores busy.
     """
-    order = {name: n for n, name in enumerate(["slurm 1", "slurm 2", *LONG])}
-    groups: dict[pytest.Item, str] = {}
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest groups first, and marks each test by the real parts it asks for.
+
+    `-m "not slurm"` then leaves those of Slurm out.
+    """
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(group_of(item.path.name), len(order)))
     for item in items:
-        file = item.path.stem.removeprefix("test_")
-        marks = {MARKS[name] for name in {*getattr(item, "fixturenames", ())} & MARKS.keys()}
-        cluster = "slurm 1" if file in FIRST_CLUSTER else "slurm 2"
-        groups[item] = cluster if "slurm" in marks else file
-        for mark in (*marks, pytest.mark.xdist_group(groups[item])):
-            item.add_marker(mark)
-    items.sort(key=lambda item: order.get(groups[item], len(order)))
+        for name in set(getattr(item, "fixturenames", ())) & MARKS.keys():
+            item.add_marker(MARKS[name])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
