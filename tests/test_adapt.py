@@ -25,11 +25,9 @@ from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
-from proxhpc.spec.site import load_site
 from proxhpc.train.adapt import Adapted, adapt
 from proxhpc.train.card import model_card
 from proxhpc.train.checkpoint import TrainingFolder, TrainingState, load_checkpoint
-from proxhpc.train.job import submit
 from proxhpc.train.loop import Loop
 from proxhpc.train.optimizer import OptimizerOptions, learning_rate
 from proxhpc.train.processes import run_processes
@@ -41,7 +39,6 @@ from proxhpc.train.walk_model import attend_in_blocks, walk_loss
 from proxhpc.train.walk_pages import drop_targets, random_index, verdict_item
 from proxhpc.train.walk_task import WalkTask
 from runs import schema_tool
-from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
 
 torch = pytest.importorskip("torch")
@@ -892,32 +889,6 @@ def test_batches_resume_and_labels_stay_with_their_lines(examples: Path, tmp_pat
             if login in line:
                 assert batch.drop[step] == 1
     assert np.mean([float(batch.drop.mean()) for _, batch in drawn]) > 0.2
-
-
-def test_a_training_runs_as_a_slurm_job(
-    slurm: SlurmCluster, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("SLURM_CONF", "PATH"):
-        monkeypatch.setenv(name, slurm.env()[name])
-    site = load_site(ROOT / "slurm/sites/local.yaml")
-    out = tmp_path / "out"
-    with pytest.raises(UserError, match="is not a Slurm site"):
-        submit(walk_recipe(examples), out, site)
-    path = tmp_path / "slurm.yaml"
-    path.write_text("name: test\ncpus: 1\ntime: 10\n")
-    site = load_site(path)
-    # The job never finishes: Slurm signals it, as before a time limit.
-    endless = submit(walk_recipe(examples, steps=100_000, save_minutes=0.001), out, site)
-    slurm.until((out / "training/state.pt").exists, "a checkpoint", timeout=90)
-    slurm.run("scancel", "--signal=USR2", endless)
-    slurm.wait_jobs(endless, FINISHED)
-    error = next((out / "training/logs").glob("*.err")).read_text()
-    assert "training stopped by SIGUSR2" in error
-    assert not (out / "model.safetensors").exists()
-    step = load_checkpoint(out / "training/state.pt")["progress"]["step"]
-    trained(walk_recipe(examples, steps=step + 2), out, resume=True)
-    assert log(out)[-1]["step"] == step + 2
-    slurm.reset()
 
 
 def test_answers_stay_within_the_context() -> None:

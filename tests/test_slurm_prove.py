@@ -1,4 +1,4 @@
-"""Trainings as a Slurm array: over two nodes, killed and resumed."""
+"""Trainings in jobs of Slurm: alone, and as an array over two nodes; killed and resumed."""
 
 import subprocess
 import sys
@@ -9,13 +9,19 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from proxhpc.errors import UserError
 from proxhpc.prove.layout import ProveDir, TrainingReceipt
 from proxhpc.prove.plan import ProvePlan
 from proxhpc.prove.run import train_task
-from slurm_cluster import SlurmCluster
+from proxhpc.spec.site import load_site
+from proxhpc.train.checkpoint import load_checkpoint
+from proxhpc.train.job import submit
+from slurm_cluster import FINISHED, SlurmCluster
+from test_adapt import examples, log, trained, walk_recipe
 from test_prove_run import merged_run, section
 from test_slurm_run import site
 
+__all__ = ["examples"]  # a fixture
 PROXHPC = [sys.executable, "-m", "proxhpc"]
 
 
@@ -90,3 +96,29 @@ def test_two_nodes_train_what_one_process_trains(slurm: SlurmCluster, tmp_path: 
 
 def logs(folder: ProveDir) -> str:
     return "\n".join(path.read_text()[-2000:] for path in sorted(folder.logs.rglob("*.err")))
+
+
+def test_a_training_runs_as_a_slurm_job(
+    slurm: SlurmCluster, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.env()[name])
+    site = load_site(Path(__file__).parents[1] / "slurm/sites/local.yaml")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="is not a Slurm site"):
+        submit(walk_recipe(examples), out, site)
+    path = tmp_path / "slurm.yaml"
+    path.write_text("name: test\ncpus: 1\ntime: 10\n")
+    site = load_site(path)
+    # The job never finishes: Slurm signals it, as before a time limit.
+    endless = submit(walk_recipe(examples, steps=100_000, save_minutes=0.001), out, site)
+    slurm.until((out / "training/state.pt").exists, "a checkpoint", timeout=90)
+    slurm.run("scancel", "--signal=USR2", endless)
+    slurm.wait_jobs(endless, FINISHED)
+    error = next((out / "training/logs").glob("*.err")).read_text()
+    assert "training stopped by SIGUSR2" in error
+    assert not (out / "model.safetensors").exists()
+    step = load_checkpoint(out / "training/state.pt")["progress"]["step"]
+    trained(walk_recipe(examples, steps=step + 2), out, resume=True)
+    assert log(out)[-1]["step"] == step + 2
+    slurm.reset()
