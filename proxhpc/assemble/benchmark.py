@@ -102,7 +102,10 @@ class BenchmarkIndex:
 class Benchmark:
     """The runs of words of a benchmark's items: sorted hashes in files that processes share."""
 
-    def __init__(self, folder: Path, settings: Against, index: BenchmarkIndex) -> None:
+    def __init__(self, folder: Path, settings: Against) -> None:
+        index = load_json(folder / _RECEIPT, BenchmarkIndex)
+        if index is None:
+            raise StopError(f"there is no {folder / _RECEIPT}", hint="merge again")
         self.settings, self.skipped = settings, index.skipped
         for path, digest in ((folder / name, digest) for name, digest in index.digests.items()):
             check_file(path, digest)
@@ -163,19 +166,11 @@ def estimate_index(plan: Plan) -> int:
 
 def open_benchmarks(run: RunDir, plan: Plan) -> list[Benchmark]:
     """The benchmarks of a run, whose indexes are written. StopError if one is damaged."""
-    folders = (run.benchmark_index(number) for number in range(len(plan.benchmarks)))
-    return [
-        _open(folder, settings)
-        for folder, (settings, _) in zip(folders, plan.benchmarks, strict=True)
-    ]
+    numbered = enumerate(plan.benchmarks)
+    return [_open(run.benchmark_index(number), settings) for number, (settings, _) in numbered]
 
 
-@lru_cache(maxsize=32)
-def _open(folder: Path, settings: Against) -> Benchmark:
-    index = load_json(folder / _RECEIPT, BenchmarkIndex)
-    if index is None:
-        raise StopError(f"there is no {folder / _RECEIPT}", hint="merge again")
-    return Benchmark(folder, settings, index)
+_open = lru_cache(maxsize=32)(Benchmark)  # files are checked once in a process
 
 
 def _write_index(run: RunDir, plan: Plan, number: int, *, memory: int) -> int:

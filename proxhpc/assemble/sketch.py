@@ -17,12 +17,7 @@ import zstandard
 from pydantic import PlainSerializer
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.benchmark import (
-    Benchmark,
-    BenchmarkCounts,
-    BenchmarkHit,
-    open_benchmarks,
-)
+from proxhpc.assemble.benchmark import Benchmark, BenchmarkCounts, open_benchmarks
 from proxhpc.assemble.patches import PatchWriter
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
 from proxhpc.assemble.rounds import EXCHANGES, external_pieces, unit_count
@@ -270,24 +265,14 @@ def _contains_benchmark(
 
     If several contain it, one for which it is left out counts, then the largest share.
     """
-    best: tuple[bool, BenchmarkHit] | None = None
-    for benchmark in benchmarks:
-        found = benchmark.find(item.text or "")
-        drop = benchmark.settings.drop
-        if found and (best is None or (drop, found.share) > (best[0], best[1].share)):
-            best = drop, found
-    if best is None:
+    hits = [(each.settings.drop, each.find(item.text or "")) for each in benchmarks]
+    found = [(drop, hit) for drop, hit in hits if hit]
+    if not found:
         return False
-    is_left_out, hit = best
+    is_left_out, hit = max(found, key=lambda each: (each[0], each[1].share))
     row, counts = item.row, receipt.benchmark
-    listing.write(
-        {
-            "id": row.id,
-            "source": record_source(plan, row),
-            "left_out": is_left_out,
-            "item": hit,
-        }
-    )
+    source = record_source(plan, row)
+    listing.write({"id": row.id, "source": source, "left_out": is_left_out, "item": hit})
     counts.by_file[hit.file] += 1
     if is_left_out:
         counts.left_out += 1

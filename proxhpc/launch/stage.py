@@ -2,6 +2,7 @@
 
 from proxhpc.cluster.queue import Queue
 from proxhpc.corpus.disk import writing
+from proxhpc.corpus.inputs import InputInfo
 from proxhpc.run.lease import hold_lease
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -19,7 +20,9 @@ def stage_run(manifest: Manifest, run: RunDir, report: Report) -> None:
     plan = Plan.load(run) if run.plan.exists() else None
     manifest = plan.manifest if plan else manifest
     corpora = [manifest.corpus, *manifest.dedup.against]
-    planned = [plan.inputs, *plan.against_by_corpus] if plan else [()] * len(corpora)
+    planned: list[tuple[InputInfo, ...]] = [()] * len(corpora)
+    if plan:
+        planned = [plan.inputs, *(plan.against[f.start : f.stop] for _, f in plan.against_files)]
     for corpus, inputs in zip(corpora, planned, strict=True):
         staging = Staging(corpus, run)
         if not staging.urls:

@@ -172,11 +172,6 @@ class Plan:
         """The number in dedup.against of the corpus of a file of `against`."""
         return next(n for n, (_, files) in enumerate(self.against_files) if file in files)
 
-    @property
-    def against_by_corpus(self) -> list[tuple[InputInfo, ...]]:
-        """The files of each of the other corpora."""
-        return [self.against[files.start : files.stop] for _, files in self.against_files]
-
     def against_files_of(self, mode: str) -> list[tuple[Against, range]]:
         """The items of `against_files` with this mode."""
         return [each for each in self.against_files if each[0].mode == mode]
