@@ -20,7 +20,6 @@ from proxhpc.program.replay import (
     WindowProgram,
     replay,
 )
-from proxhpc.refine.windows import LineTokens
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
@@ -96,6 +95,8 @@ def _edited(plan: Plan, record: ReplayedRecord, program: str) -> ReplayedRecord:
 
 def _tokens(plan: Plan, text: str, before: int, result: ReplayResult) -> int:
     """The tokens of the edited text, counted as those of the refined one, `before`."""
+    from proxhpc.refine.windows import LineTokens  # with much else that few merges need
+
     tokenizer, limit = last_tokenizer(plan), plan.manifest.stages[-1].window_tokens
     if tokenizer is None:
         return LineTokens(None, result.text, limit).total

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.slurm import seconds_left
-from proxhpc.engines.device import WORKERS_PER_GPU
 from proxhpc.run.lease import Lease, LeaseOwner, hold_lease
 from proxhpc.run.merge_phases import MergePhaseName
 from proxhpc.run.paths import RunDir
@@ -37,6 +36,8 @@ def refine_element_task(
     root: str, element: int, tasks_per_node: int, workers: int, workers_per_gpu: int = 1
 ) -> str:
     """Run this task's worker of an array element; the element's tasks split the node's GPUs."""
+    from proxhpc.engines.device import WORKERS_PER_GPU
+
     os.environ[WORKERS_PER_GPU] = str(workers_per_gpu)
     local_id = int(os.environ.get("SLURM_LOCALID", "0"))
     if tasks_per_node > 1:
