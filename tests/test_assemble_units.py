@@ -1,5 +1,6 @@
 """Units of the merge: replay, rows, duplicates, parts, and the pool of processes."""
 
+import gc
 import gzip
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from proxhpc.dedup.hashes import SKETCH_DTYPE
 from proxhpc.errors import ProxError, RetryError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.ledger import Row
+from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import open_pool
 from proxhpc.spec.sections import Output
@@ -162,6 +164,17 @@ def test_a_killed_process_of_the_pool_is_an_error(tmp_path: Path) -> None:
     ):
         pool.map("kill_self", kill_self, range(2))
     assert all_children_end()
+
+
+def test_garbage_is_collected_less_often_while_units_run(tmp_path: Path) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(700)
+    try:
+        with open_pool(RunDir(tmp_path), plan_of_one(False), 1):
+            assert gc.get_threshold()[0] > 700
+        assert gc.get_threshold()[0] == 700
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_an_error_stops_the_other_processes_at_once(tmp_path: Path) -> None:
