@@ -149,7 +149,7 @@ def write_indexes(pool: Pool, memory: int) -> int:
     numbers = range(len(pool.plan.benchmarks))
     unit = partial(_write_index, memory=memory // pool.processes)
     size = sum(pool.map("benchmark", unit, numbers))
-    if size + MIN_MEMORY > memory:
+    if size and size + MIN_MEMORY > memory:
         raise UserError(
             f"the hashes of the benchmark in dedup.against take {memory_size(size)} of memory, and"
             f" the merge may use {memory_size(memory)}",
