@@ -100,6 +100,20 @@ def test_prompts_for_verdicts(tokenizer: HFTokenizer, style: Walk) -> None:
     assert prompt_text(tokenizer, style.verdict_prompt([""])) == "[judge][/judge]"
 
 
+def test_verdicts_shorten_lines_no_more_than_needed(tokenizer: HFTokenizer, style: Walk) -> None:
+    sentence = "The brown fox jumps over the lazy dog, and then it goes home to its den."
+    line = " ".join([sentence] * 8)
+
+    def first_line(lines: int) -> str:
+        prompt = prompt_text(tokenizer, style.verdict_prompt([line] * lines))
+        return prompt.removeprefix("[judge]").split("[line]")[0]
+
+    assert first_line(1) == line
+    read = [first_line(lines).split("<L4>") for lines in (2, 4, 8)]
+    assert [len(head.split(".")) - 1 for head, _ in read] == [5, 2, 1]  # whole sentences
+    assert {tail for _, tail in read} == {"home to its den."}
+
+
 def test_answers_are_programs(tokenizer: HFTokenizer, style: Walk) -> None:
     *choices, (end,) = style.allowed_steps(6)
     keep = [True, False, False, True, False, True]

@@ -160,7 +160,7 @@ def choose_bias(model: Path, harm: Path, data: Path) -> None:
     """Write the best bias of verdicts to the refiner's file."""
     groups = verdict_log_odds(model, read(harm), "source", "text_noisy")
     documentation = [odds for group, _, odds in groups if group.startswith(DOCUMENTATION)]
-    rows = (row for row in read(data / "eval_docquality_dev.jsonl.zst") if row["unanimous"])
+    rows = read(data / "eval_docquality_dev.jsonl.zst")
     people = (row for row in rows if is_for_training(row["id"]))
     verdicts = [(odds, not keep) for _, keep, odds in verdict_log_odds(model, people, "id", "text")]
     bias = best_verdict_bias(documentation, verdicts)

@@ -35,7 +35,10 @@ _LINES_BEFORE, _LINES_AFTER, REACH, _CONTEXT_TOKENS = 4, 3, 12, 64
 MAX_OVERHEAD = 5 + 2 * _CONTEXT_TOKENS  # tokens of a prompt beside the window's numbered lines
 # A document's verdict depends on its first and last lines that are not blank.
 _FIRST_LINES, _FIRST_TOKENS, _LAST_LINES, _LAST_TOKENS = 24, 360, 8, 120
-MAX_VERDICT_PROMPT = 3 + _FIRST_TOKENS + _LAST_TOKENS  # tokens
+_VERDICT_TOKENS = _FIRST_TOKENS + _LAST_TOKENS
+MAX_VERDICT_PROMPT = 3 + _VERDICT_TOKENS
+# Its lines are shortened to the first of these multiples of a window's limits that fits.
+_SCALES = (16, 8, 4, 2, 1)
 
 _REMOVAL = re.compile(r"remove_lines\(start=([0-9]+), end=[0-9]+\)\n")
 
@@ -108,14 +111,18 @@ class Walk:
         return [position for position, token in enumerate(prompt) if token in self._all_numbers]
 
     def verdict_prompt(self, lines: Sequence[str]) -> list[int]:
-        """Return the at most MAX_VERDICT_PROMPT prompt ids for a document's verdict."""
+        """Return the at most MAX_VERDICT_PROMPT prompt ids for a document's verdict.
+
+        Its first and last lines are shortened no more than they must be.
+        """
         first = self._select_lines(lines, range(len(lines)), _FIRST_LINES, _FIRST_TOKENS)
         last_of_first = max(first, default=-1)
         from_end = range(len(lines) - 1, last_of_first, -1)
         last = self._select_lines(lines, from_end, _LAST_LINES, _LAST_TOKENS)
         between = range(last_of_first + 1, min(last, default=len(lines)))
         gap = [self._gap] if any(lines[n].strip() for n in between) else []
-        top, bottom = first.values(), reversed(last.values())
+        ids = self._encode_for_verdict([lines[n] for n in (*first, *reversed(last))])
+        top, bottom = ids[: len(first)], ids[len(first) :]
         return [self._verdict[0], *self._join(top), *gap, *self._join(bottom), self._verdict[1]]
 
     @cache  # noqa: B019 - a stage has one walk, as long as it lives
@@ -137,28 +144,40 @@ class Walk:
         """Return what to add to the logit of dropping a document."""
         return ((self.verdict_ids[1], value),) if value else ()
 
-    def _encode(self, lines: Sequence[str]) -> list[Ids]:
+    def _encode_for_verdict(self, lines: Sequence[str]) -> list[Ids]:
+        """Encode the lines that were selected for a verdict, at the largest scale that fits."""
+        ids: list[Ids] = []
+        for scale in _SCALES:
+            ids = self._encode(lines, scale)
+            if sum(map(len, ids)) + len(ids) <= _VERDICT_TOKENS:
+                break
+        return ids
+
+    def _encode(self, lines: Sequence[str], scale: int = 1) -> list[Ids]:
+        """Encode lines; long ones are shortened in the middle, less with a larger `scale`."""
         texts = [line.strip() for line in lines]
-        long = [n for n, text in enumerate(texts) if len(text) > _MAX_CHARS]
+        head_chars = scale * _HEAD_CHARS
+        max_chars = head_chars + _MAX_CHARS - _HEAD_CHARS
+        long = [n for n, text in enumerate(texts) if len(text) > max_chars]
         parts = texts.copy()
         for n in long:
-            parts[n] = texts[n][:_HEAD_CHARS]
+            parts[n] = texts[n][:head_chars]
             parts.append(texts[n][-_TAIL_CHARS:])
         encoded = self._tokenizer.encode_lines(parts)
         tails = dict(zip(long, encoded[len(texts) :], strict=True))
         return [
-            self._shorten(encoded[n], tails.get(n), text) if text else ()
+            self._shorten(encoded[n], tails.get(n), text, scale) if text else ()
             for n, text in enumerate(texts)
         ]
 
-    def _shorten(self, head: Ids, tail: Ids | None, text: str) -> Ids:
-        """Return at most MAX_LINE_TOKENS ids of a line."""
+    def _shorten(self, head: Ids, tail: Ids | None, text: str, scale: int) -> Ids:
+        """Return at most MAX_LINE_TOKENS ids of a line, and more with a scale above 1."""
         if tail is None:
-            if len(head) <= MAX_LINE_TOKENS:
+            if len(head) <= scale * _HEAD_TOKENS + 1 + _TAIL_TOKENS:
                 return head
             tail = head
         middle = self._lengths[bisect_right(_LENGTHS, _letters(text))]
-        return [*head[:_HEAD_TOKENS], middle, *tail[-_TAIL_TOKENS:]]
+        return [*head[: scale * _HEAD_TOKENS], middle, *tail[-_TAIL_TOKENS:]]
 
     def _context(self, page: WalkPage, numbers: Iterable[int], max_lines: int) -> list[Ids]:
         """Return the nearest lines that are not blank, as many as fit."""
