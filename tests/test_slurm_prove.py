@@ -112,13 +112,15 @@ def test_a_training_runs_as_a_slurm_job(
     site = load_site(path)
     # The job never finishes: Slurm signals it, as before a time limit.
     endless = submit(walk_recipe(examples, steps=100_000, save_minutes=0.001), out, site)
-    slurm.until((out / "training/state.pt").exists, "a checkpoint", timeout=90)
-    slurm.run("scancel", "--signal=USR2", endless)
-    slurm.wait_jobs(endless, FINISHED)
+    try:
+        slurm.until((out / "training/state.pt").exists, "a checkpoint", timeout=90)
+        slurm.run("scancel", "--signal=USR2", endless)
+        slurm.wait_jobs(endless, FINISHED)
+    finally:
+        slurm.reset()
     error = next((out / "training/logs").glob("*.err")).read_text()
     assert "training stopped by SIGUSR2" in error
     assert not (out / "model.safetensors").exists()
     step = load_checkpoint(out / "training/state.pt")["progress"]["step"]
     trained(walk_recipe(examples, steps=step + 2), out, resume=True)
     assert log(out)[-1]["step"] == step + 2
-    slurm.reset()

@@ -94,7 +94,8 @@ def contents() -> dict[Path, str]:
 def described_schema(model: type[BaseModel], mode: JsonSchemaMode = "validation") -> dict[str, Any]:
     """Return a model's JSON Schema, in which the docstring below a field describes its key."""
     schema = model.model_json_schema(mode=mode)
-    models = {each.__name__: each for each in derived_models(BaseModel)}
+    every = derived_models(BaseModel)  # also of packages that this process has imported
+    models = {each.__name__: each for each in every if each.__module__.startswith("proxhpc.")}
     for name, part in {model.__name__: schema, **schema.get("$defs", {})}.items():
         texts = key_texts(models[name]) if name in models else {}
         for key, rule in part.get("properties", {}).items():
