@@ -207,7 +207,7 @@ def value_of(rule: dict[str, Any]) -> str:
     if "enum" in rule or "const" in rule:
         return ", ".join(f"`{choice}`" for choice in rule.get("enum", [rule.get("const")]))
     if rule.get("type") == "array":
-        return f"list of {value_of(rule['items'])}"
+        return f"list of {value_of(rule['items'])}".replace("section", "sections")
     if rule.get("type") == "null":
         return ""
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}
