@@ -1,7 +1,9 @@
 """Documents that contain runs of words of a benchmark are found, left out and explained."""
 
 import json
+import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 import pytest
 
 from merging import corpus
-from proxhpc.assemble import benchmark
+from proxhpc.assemble import benchmark, merge
 from proxhpc.assemble.benchmark import MIN_MEMORY
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
+from proxhpc.cli.main import main
 from proxhpc.dedup import shingles
 from proxhpc.dedup.shingles import fold, words_of
 from proxhpc.errors import StopError, UserError
@@ -152,22 +155,33 @@ def test_documents_may_only_be_listed_in_any_number_of_groups(tmp_path: Path) ->
     assert names == {row["id"] for row in PAGES} - expected(8, 0.3).keys()
 
 
-def test_memory_has_the_index_of_a_benchmark_once(tmp_path: Path) -> None:
+def test_memory_has_the_index_of_a_benchmark_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = merged(tmp_path)
-    index = sum(path.stat().st_size for path in run.dir.benchmark_index(0).glob("*.npy"))
+    (folder,) = run.dir.merge.glob("benchmark/*")
+    index = sum(path.stat().st_size for path in folder.glob("*.npy"))
     assert index > 8 << 10  # the smallest filter
-    with pytest.raises(UserError, match=r"take [\d.]+ KiB of memory, and .* 16 MiB") as refused:
+    words = r"take [\d.]+ KiB of memory; with the 16 MiB that .* more than --max-ram 16 MiB"
+    with pytest.raises(UserError, match=words) as refused:
         merge_run(run.dir, memory=MIN_MEMORY)
     assert refused.value.hint == "--max-ram 17MiB"
     merge_run(run.dir, memory=17 << 20)
-    for path in run.dir.benchmark_index(0).glob("hashes.npy"):
+    for path in folder.glob("hashes.npy"):
         path.write_bytes(path.read_bytes()[:-8])
     for receipt in run.dir.merge.glob("sketch/*.json"):
         receipt.unlink()
     benchmark._open.cache_clear()  # as in a new process
-    with pytest.raises(StopError, match=r"hashes\.npy is damaged"):
+    with pytest.raises(StopError, match=r"hashes\.npy is damaged") as damaged:
         merge_run(run.dir)
-
+    assert damaged.value.hint == f"delete the folder {folder} and merge again, which rewrites it"
+    shutil.rmtree(folder)
+    sorting, match = [], merge.match_documents
+    monkeypatch.setattr(merge, "match_documents", lambda *a: sorting.append(a[2]) or match(*a))
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "MIN_MEMORY", 1 << 40)  # the default leaves room by itself
+        merge_run(run.dir)
+    assert sorting == [1 << 30]
     large = replace(run.plan.against[0], estimated_bytes=1 << 30)
     plan = replace(run.plan, against=(large,))
     site = Site.model_validate({"name": "s", "cpus": 8, "mem": "4G"})
@@ -179,8 +193,42 @@ def test_memory_has_the_index_of_a_benchmark_once(tmp_path: Path) -> None:
     plan.save(RunDir(tmp_path / "large"), b"")
     path = tmp_path / "slurm.yaml"
     path.write_text("{name: s, mem: 4G}")
-    with pytest.raises(UserError, match=r"take up to 6\.\d* GiB of memory, and site s .* 4G"):
-        prepare_run(tmp_path / "large", str(path), None)
+    monkeypatch.setattr("proxhpc.cli.main._drive", lambda run: 0)
+    capsys.readouterr()
+    assert main(["launch", str(tmp_path / "large"), "--site", str(path)]) == 0
+    assert "note: the merge needs about" in capsys.readouterr().out
+
+
+def test_an_index_that_others_may_have_mapped_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two processes that write it at the same time wins; names of files count, too."""
+    run, write = merged(tmp_path), benchmark._write_files
+    (folder,) = run.dir.merge.glob("benchmark/*")
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+
+    def slower(*args: Any) -> int:
+        skipped = write(*args)
+        aside.rename(folder)  # another process has finished
+        return skipped
+
+    aside, old, new = (folder.with_name(name) for name in ("aside", ".a.tmp", ".b.tmp"))
+    folder.rename(aside)
+    old.mkdir()
+    os.utime(old, (0, 0))
+    new.mkdir()
+    monkeypatch.setattr(benchmark, "_write_files", slower)
+    merge_run(run.dir)
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
+    assert {*folder.parent.iterdir()} == {folder, new}
+
+    monkeypatch.setattr(benchmark, "_write_files", write)
+    renamed = (replace(run.plan.against[0], name="other.jsonl"),)
+    for receipt in run.dir.merge.glob("sketch/*.json"):
+        receipt.unlink()
+    merge_run(run.dir, replace(run.plan, against=renamed))
+    files = {row["item"]["source"].split(":")[0] for row in read_listing(run.dir.benchmark_hits)}
+    assert files == {"other.jsonl"}
 
 
 def test_other_corpora_may_be_many(tmp_path: Path) -> None:

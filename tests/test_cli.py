@@ -1,5 +1,6 @@
 """The command line itself: its help, its errors and exit statuses, and pipes."""
 
+import gc
 import os
 import re
 import shutil
@@ -106,6 +107,12 @@ def test_counts_agree_with_their_nouns(tmp_path: Path, capsys: pytest.CaptureFix
     texts = [*capsys.readouterr(), *(p.read_text() for p in (tmp_path / "run").rglob("*.html"))]
     shown = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", " ".join(texts), flags=re.S)
     assert re.findall(r"(?<![\d.,/])\b1 [a-z]+s\b(?!/s).{20}", shown) == []
+
+
+def test_a_command_restores_how_often_garbage_is_collected(tmp_path: Path) -> None:
+    before = gc.get_threshold()
+    assert main(["status", str(tmp_path)]) == 2
+    assert gc.get_threshold() == before
 
 
 def test_the_first_page_lists_the_commands_that_people_type() -> None:

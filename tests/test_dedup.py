@@ -336,6 +336,7 @@ def test_ranks_are_ordered_as_the_values() -> None:
         ({"keep": "highest"}, "dedup.by: required with keep: highest"),
         ({"by": "score"}, "dedup.by: not used with keep: longest"),
         ({"exact": False, "against": {"paths": "x.jsonl"}}, "dedup.against: needs exact, near"),
+        ({"against": "x.jsonl"}, 'dedup.against: must be a section or a list of .*, not "x.jsonl"'),
     ],
 )
 def test_a_dedup_section_that_contradicts_itself_is_refused(

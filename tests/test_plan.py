@@ -48,6 +48,12 @@ def test_a_run_of_version_0_1_is_refused(
     ]
 
 
+def test_a_run_of_another_build_of_this_version_is_refused(tmp_path: Path) -> None:
+    root = edit_plan(tmp_path, lambda data: data.update(version=2))
+    with pytest.raises(UserError, match=f"by another build of proxhpc {__version__}; this one can"):
+        Plan.load(RunDir(root))
+
+
 @pytest.mark.parametrize("key", ["version", "code", "shards"])
 def test_a_plan_without_a_key_is_damaged(tmp_path: Path, key: str) -> None:
     root = edit_plan(tmp_path, lambda data: data.pop(key))

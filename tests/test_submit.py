@@ -353,6 +353,7 @@ def test_a_path_with_a_percent_sign_is_refused(tmp_path: Path) -> None:
     path, where = small(tmp_path)
     with pytest.raises(UserError, match="sbatch would expand"):
         prepare_run(path, where, tmp_path / "100%j")
+    assert not (tmp_path / "100%j").exists()
 
 
 def test_a_launch_without_a_site_keeps_the_recorded_one(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Documents that contain runs of words of a benchmark, on which a model is to be tested.
 
-An index is written once, in bounded memory, and all processes map the same files.
+An index is written in bounded memory, in a folder named by what it is made from, and all processes
+map the same files. They are never replaced: another node may have mapped them.
 """
 
+import shutil
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import orjson
+import xxhash
 
 from proxhpc.account.quantity import memory_size
+from proxhpc.corpus.disk import draft_path, sync_directory, writing
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.records import get_field
 from proxhpc.dedup.arrays import (
     ArrayWriter,
-    check_file,
     file_digest,
     load_json,
     save_json,
 )
 from proxhpc.dedup.shingles import fold, shingles, word_hashes, words_of
-from proxhpc.dedup.sorting import Scratch, Sorter
+from proxhpc.dedup.sorting import DEFAULT_MEMORY, Scratch, Sorter
 from proxhpc.errors import StopError, UserError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -35,6 +40,7 @@ from proxhpc.spec.sections import Against
 MIN_MEMORY = 16 << 20  # bytes that the merge needs beside an index
 _INDEX_BYTES = 6  # of an index for each byte of a benchmark, at most; 2 in English
 _RECEIPT = "index.json"
+_DAY = 86400  # seconds; no index takes that long, so an older draft is that of a killed process
 # Hash of a run and number of its item, sorted; the filter; runs and name of each item.
 _FILES = ("hashes.npy", "items.npy", "filter.npy", "sizes.npy", "ends.npy", "names.npy")
 _SLOTS = 16  # bits of the filter, for each hash of the benchmark
@@ -92,10 +98,10 @@ class BenchmarkCounts:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkIndex:
-    """What an index is made from, the digests of its files, and items that it lacks."""
+    """The digests of an index's files, their bytes, and items that it lacks."""
 
-    source: str
     digests: dict[str, str]
+    bytes: int
     skipped: int
 
 
@@ -103,12 +109,11 @@ class Benchmark:
     """The runs of words of a benchmark's items: sorted hashes in files that processes share."""
 
     def __init__(self, folder: Path, settings: Against) -> None:
-        index = load_json(folder / _RECEIPT, BenchmarkIndex)
-        if index is None:
-            raise StopError(f"there is no {folder / _RECEIPT}", hint="merge again")
+        index = _load_receipt(folder)
         self.settings, self.skipped = settings, index.skipped
-        for path, digest in ((folder / name, digest) for name, digest in index.digests.items()):
-            check_file(path, digest)
+        for name, digest in index.digests.items():
+            if file_digest(folder / name) != digest:
+                raise _damaged(folder / name)
         self._hashes, self._items, self._filter, self._sizes, self._ends, self._names = (
             np.load(folder / name, mmap_mode="r").view(np.ndarray) for name in _FILES
         )
@@ -141,21 +146,25 @@ class Benchmark:
         return BenchmarkHit(name, source, round(float(shares[best]), 4), words)
 
 
-def write_indexes(pool: Pool, memory: int) -> int:
-    """Write the indexes of a run's benchmarks that are not current; the bytes of all.
+def write_indexes(pool: Pool, memory: int | None) -> int:
+    """Write the missing indexes of a run's benchmarks; the bytes of memory left for sorting.
 
-    The processes use about `memory` bytes. UserError if the indexes leave too little of it.
+    `memory` is that of all processes; by default, DEFAULT_MEMORY is left. UserError if the indexes
+    leave too little of it.
     """
     numbers = range(len(pool.plan.benchmarks))
-    unit = partial(_write_index, memory=memory // pool.processes)
+    unit = partial(_write_index, memory=(memory or DEFAULT_MEMORY) // pool.processes)
     size = sum(pool.map("benchmark", unit, numbers))
-    if size and size + MIN_MEMORY > memory:
+    if memory is None or not numbers:
+        return memory or DEFAULT_MEMORY
+    if (needed := size + MIN_MEMORY) > memory:
         raise UserError(
-            f"the hashes of the benchmark in dedup.against take {memory_size(size)} of memory, and"
-            f" the merge may use {memory_size(memory)}",
-            hint=f"--max-ram {-(-(2 * size + MIN_MEMORY) >> 20)}MiB",
+            f"the hashes of the benchmark{'s' * (len(numbers) > 1)} in dedup.against take"
+            f" {memory_size(size)} of memory; with the {memory_size(MIN_MEMORY)} that the merge"
+            f" needs beside them that is more than --max-ram {memory_size(memory)}",
+            hint=f"--max-ram {-(-needed >> 20)}MiB",
         )
-    return size
+    return memory - size
 
 
 def estimate_index(plan: Plan) -> int:
@@ -167,24 +176,73 @@ def estimate_index(plan: Plan) -> int:
 def open_benchmarks(run: RunDir, plan: Plan) -> list[Benchmark]:
     """The benchmarks of a run, whose indexes are written. StopError if one is damaged."""
     numbered = enumerate(plan.benchmarks)
-    return [_open(run.benchmark_index(number), settings) for number, (settings, _) in numbered]
+    return [_open(_folder(run, plan, number), settings) for number, (settings, _) in numbered]
 
 
 _open = lru_cache(maxsize=32)(Benchmark)  # files are checked once in a process
 
 
 def _write_index(run: RunDir, plan: Plan, number: int, *, memory: int) -> int:
-    """Write the index of a benchmark, unless it is current, and return its bytes."""
-    (settings, files), folder = plan.benchmarks[number], run.benchmark_index(number)
-    paths = [folder / name for name in _FILES]
-    source = " ".join([settings.model_dump_json(), *(plan.against[f].fingerprint for f in files)])
-    index = load_json(folder / _RECEIPT, BenchmarkIndex)
-    if index is None or index.source != source or not all(path.exists() for path in paths):
-        folder.mkdir(parents=True, exist_ok=True)
-        skipped = _write_files(plan, settings, files, Scratch(folder, memory))
-        digests = {path.name: file_digest(path) for path in paths}
-        save_json(folder / _RECEIPT, BenchmarkIndex(source, digests, skipped))
-    return sum(path.stat().st_size for path in paths)
+    """Write the index of a benchmark, unless there is one, and return its bytes."""
+    (settings, files), folder = plan.benchmarks[number], _folder(run, plan, number)
+    if not folder.exists():
+        draft = draft_path(folder)
+        try:
+            with writing(folder):
+                draft.mkdir(parents=True)
+            _sweep(folder.parent)
+            skipped = _write_files(plan, settings, files, Scratch(draft, memory))
+            paths = [draft / name for name in _FILES]
+            digests = {path.name: file_digest(path) for path in paths}
+            size = sum(path.stat().st_size for path in paths)
+            save_json(draft / _RECEIPT, BenchmarkIndex(digests, size, skipped))
+            _publish(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return _load_receipt(folder).bytes
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed processes left in the folder of all indexes."""
+    for draft in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > _DAY:
+                shutil.rmtree(draft, ignore_errors=True)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Give a finished index its name, unless another process was first."""
+    with writing(folder):
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        sync_directory(folder.parent)
+
+
+def _folder(run: RunDir, plan: Plan, number: int) -> Path:
+    """The folder of an index; its name has a hash of all that the index is made from."""
+    settings, files = plan.benchmarks[number]
+    infos = [(plan.against[file].name, plan.against[file].fingerprint) for file in files]
+    source = xxhash.xxh3_64_hexdigest(orjson.dumps([settings.model_dump_json(), infos]))
+    return run.benchmark_index(number, source)
+
+
+def _load_receipt(folder: Path) -> BenchmarkIndex:
+    path = folder / _RECEIPT
+    try:
+        index = load_json(path, BenchmarkIndex)
+    except StopError:
+        index = None
+    if index is None:
+        raise _damaged(path)
+    return index
+
+
+def _damaged(path: Path) -> StopError:
+    hint = f"delete the folder {path.parent} and merge again, which rewrites it"
+    return StopError(f"{path} is damaged", hint=hint)
 
 
 def _write_files(plan: Plan, settings: Against, files: range, scratch: Scratch) -> int:

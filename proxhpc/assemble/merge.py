@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from proxhpc.account.quantity import quantity
-from proxhpc.assemble.benchmark import estimate_index, write_indexes
+from proxhpc.assemble.benchmark import write_indexes
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.examples import replay_examples, write_examples
 from proxhpc.assemble.listings import join_listings
@@ -29,14 +29,13 @@ from proxhpc.assemble.sketch import SketchReceipt, sketch_group
 from proxhpc.assemble.summary import MergeSummary, summarize_merge
 from proxhpc.assemble.write import PartReceipt, finished_part, write_part
 from proxhpc.corpus.disk import write_atomic
+from proxhpc.dedup.sorting import DEFAULT_MEMORY
 from proxhpc.errors import RetryError, StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool, ReportProgress, open_pool
 from proxhpc.run.shards import missing_shards, shard_groups
-
-DEFAULT_MEMORY = 1 << 30  # bytes for sorting
 
 # A part, or the draft of a part, card or checksums that a killed writer left. Users may have put
 # other files into the folder; those are never deleted.
@@ -57,16 +56,16 @@ def merge_run(
     """Write the missing files of a refined run's corpus, and return the merge's counts.
 
     `memory` is how many bytes all processes together may use, beyond what they need anyway; by
-    default `default_memory`. `plan` is the run's by default.
+    default DEFAULT_MEMORY and the indexes of benchmarks. `plan` is the run's by default.
 
     UserError if a benchmark needs more; RetryError while shards are not refined; StopError naming
     the input, ledger or file of the merge that is damaged or does not balance.
     """
     plan = plan or Plan.load(run)
-    memory = memory or default_memory(plan)
     check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
         receipts = sketch_all(pool, memory)
+        memory = memory or DEFAULT_MEMORY
         match = match_documents(pool, receipts, memory)
         summary = MergeSummary.load(run)
         if summary and summary.match_digest == match.digest and not _missing_files(run, summary):
@@ -75,15 +74,9 @@ def merge_run(
         return _finish(pool, receipts, match, memory // pool.processes)
 
 
-def default_memory(plan: Plan) -> int:
-    """Bytes for sorting and for the hashes of benchmarks, in all processes together."""
-    return DEFAULT_MEMORY + estimate_index(plan)
-
-
-def sketch_all(pool: Pool, memory: int) -> list[SketchReceipt]:
+def sketch_all(pool: Pool, memory: int | None) -> list[SketchReceipt]:
     """Sketch the groups whose files are not current; the receipts of all."""
-    memory -= write_indexes(pool, memory)
-    unit = partial(sketch_group, memory=memory // pool.processes)
+    unit = partial(sketch_group, memory=write_indexes(pool, memory) // pool.processes)
     return pool.map("sketch", unit, all_groups(pool.plan))
 
 

@@ -22,11 +22,12 @@ from proxhpc.assemble.match import (
     start_match,
 )
 from proxhpc.assemble.match_result import read_match, require_match
-from proxhpc.assemble.merge import check_refined, default_memory, sketch_all
+from proxhpc.assemble.merge import check_refined, sketch_all
 from proxhpc.assemble.rounds import all_groups, compared_bytes
 from proxhpc.assemble.shuffle import scatter_group
 from proxhpc.assemble.sketch import sketch_group
 from proxhpc.assemble.write import write_part
+from proxhpc.dedup.sorting import DEFAULT_MEMORY
 from proxhpc.run.merge_phases import ROUND_NAMES, MergePhaseName
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -91,29 +92,27 @@ def run_share(
 ) -> None:
     """Do the units i, i+N, … of a phase for the share (i, N), skipping those that are done.
 
-    `match` has no shares: one element does all of it. Together the processes use about `memory`
-    bytes, by default `default_memory`. StopError if an earlier phase is not done; other errors as
-    `merge_run` raises them.
+    `match` has no shares: one element does all of it. The processes use `memory` as `merge_run`
+    does. StopError if an earlier phase is not done; other errors as `merge_run` raises them.
     """
     plan = Plan.load(run)
-    memory = memory or default_memory(plan)
     check_refined(run, plan)
     number, count = share
     with open_pool(run, plan, processes, progress) as pool:
         if phase in ("match", "start"):
             receipts = sketch_all(pool, memory)
             if phase == "match":
-                match_documents(pool, receipts, memory)
+                match_documents(pool, receipts, memory or DEFAULT_MEMORY)
             else:
                 start_match(run, plan, receipts)
             return
         units = range(number, _total(run, plan, phase), count)
         if phase in ROUND_NAMES:
-            run_round(pool, phase, units, memory)
+            run_round(pool, phase, units, memory or DEFAULT_MEMORY)
             return
-        if phase == "sketch":
-            memory -= write_indexes(pool, memory)
-        for _ in pool.each(phase, _unit(phase, memory // processes), units):
+        sketches = phase == "sketch"
+        total = write_indexes(pool, memory) if sketches else memory or DEFAULT_MEMORY
+        for _ in pool.each(phase, _unit(phase, total // processes), units):
             pass  # a unit's result is in its file
 
 

@@ -27,11 +27,13 @@ DEMOS = ("demo", "demo-rules")  # manifests whose launch ends with a document be
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; docs/cli.md lists them."""
-    gc.set_threshold(100_000)  # imports make very many objects, and no garbage
+    before = gc.get_threshold()
+    gc.set_threshold(100_000)  # commands start sooner: imports make no garbage
     try:
         try:
             return _run(argv)
         finally:
+            gc.set_threshold(*before)
             sys.stdout.flush()
     except BrokenPipeError:
         sys.stdout = None  # the reader has closed the pipe (`| head`): no flush at exit
@@ -108,6 +110,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _launch(arguments: argparse.Namespace) -> int:
     from proxhpc.cluster.slurm import why_unavailable
     from proxhpc.launch.launch import dry_run, prepare_run
+    from proxhpc.plan.estimate import estimate_run
+    from proxhpc.plan.view import cost_line
     from proxhpc.run.plan import input_notes
     from proxhpc.status.terminal import waiting
 
@@ -123,18 +127,12 @@ def _launch(arguments: argparse.Namespace) -> int:
     if run.site.name == "auto" and run.site.kind == "local":
         print(f"workers are processes of this machine: {why_unavailable()}")
     _say(f"run directory: {run.dir.root}")
-    for note in input_notes(run.plan, run.dir):
+    merged = run.dir.merge_summary.exists()
+    estimate = None if merged else estimate_run(run.plan, run.site, run.dir)
+    for note in estimate.notes if estimate else input_notes(run.plan, run.dir):
         _say(f"note: {note}")
-    if run.dir.calibration_result.exists() and not run.dir.merge_summary.exists():
-        from proxhpc.plan.estimate import estimate_run
-        from proxhpc.plan.view import cost_line
-        from proxhpc.run.calibration import calibration_problem
-
-        if problem := calibration_problem(run.dir):
-            _say(problem)
-        estimate = estimate_run(run.plan, run.site, run.dir)
-        if estimate.cost.basis == "calibration":
-            _say(f"refining takes {cost_line(estimate)}")
+    if estimate and estimate.cost.basis == "calibration":
+        _say(f"refining takes {cost_line(estimate)}")
     return _drive(run)
 
 

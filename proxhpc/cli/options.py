@@ -201,7 +201,8 @@ def _review(verb: Parser) -> None:
 def _merge(verb: Parser) -> None:
     _run(verb)
     _number(verb, "--processes", "number of processes (default: 1)", default=1)
-    about = "memory for duplicates, shuffled rows and benchmarks (default: 1GiB, and benchmarks)"
+    about = "memory for sorting and for the hashes of benchmarks"
+    about += " (default: 1GiB, plus what the benchmarks need)"
     verb.add_argument("--max-ram", metavar="SIZE", help=about)
     array = verb.add_argument_group("to run a phase of the merge as a job array")
     about = "run only this phase; `merge` without --phase publishes the corpus at the end"

@@ -18,6 +18,7 @@ IntRows = npt.NDArray[np.int64]
 
 Flags = npt.NDArray[np.bool_]
 
+DEFAULT_MEMORY = 1 << 30  # bytes for sorting, in all processes together
 CONCURRENT_SORTERS = 6  # that hold rows at the same time, counting copies of a block
 _MIN_ROWS = 1024  # that a sorter may hold, however little the memory
 MAX_MERGED_RUNS = 16  # at a time

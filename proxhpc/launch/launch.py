@@ -10,8 +10,6 @@ from pathlib import Path
 
 import orjson
 
-from proxhpc.account.quantity import memory_size
-from proxhpc.assemble.benchmark import estimate_index
 from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cluster import slurm
 from proxhpc.cluster.backend import Backend, recorded_site
@@ -38,7 +36,6 @@ from proxhpc.run.staging import Report, ignore
 from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.shipped import find_file, shipped_files
 from proxhpc.spec.site import PhaseName, Site, load_site
-from proxhpc.spec.slurm_notation import memory_bytes
 
 INTERRUPT_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 POLL_SECONDS = 0.5  # between two checks of local processes
@@ -78,7 +75,9 @@ def prepare_run(
         plan = Plan.load(run)
         if stage:
             stage_run(plan.manifest, run, report)
-        return _check_site(Run(run, plan, _choose_site(run, plan.manifest, site)), freeze)
+        run_site = _choose_site(run, plan.manifest, site)
+        _check_site(run, run_site)
+        return _with_site(Run(run, plan, run_site), freeze)
     manifest_path = find_file("manifest", manifest_path)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
@@ -99,6 +98,7 @@ def plan_run(
     report: Report = ignore,
 ) -> Run:
     """Plan a new run or open an existing one of this manifest, whose text is `source`."""
+    _check_site(run, site)
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
@@ -113,7 +113,7 @@ def plan_run(
     if freeze and manifest.engine.max_unusable != plan.manifest.engine.max_unusable:
         write_atomic(run.max_unusable, orjson.dumps(manifest.engine.max_unusable))
         plan = Plan.load(run)
-    return _check_site(Run(run, plan, site), freeze)
+    return _with_site(Run(run, plan, site), freeze)
 
 
 def _make_plan(manifest: Manifest, run: RunDir, report: Report) -> Plan:
@@ -121,19 +121,15 @@ def _make_plan(manifest: Manifest, run: RunDir, report: Report) -> Plan:
     return plan.freeze(freeze_prompts(plan.manifest, plan.models))
 
 
-def _check_site(run: Run, freeze: bool) -> Run:
-    if run.site.kind == "slurm" and "%" in str(run.dir.root):
+def _check_site(run: RunDir, site: Site) -> None:
+    if site.kind == "slurm" and "%" in str(run.root):
         raise UserError(
-            f"{run.dir.root}: sbatch would expand the % in this path",
+            f"{run.root}: sbatch would expand the % in this path",
             hint="choose a run directory without % in its path (run_dir or --run DIR)",
         )
-    mem = run.site.resources("merge").mem
-    if mem and 0 < memory_bytes(mem) < (needed := estimate_index(run.plan)):
-        raise UserError(
-            f"the hashes of the benchmark in dedup.against take up to {memory_size(needed)} of"
-            f" memory, and site {run.site.name} gives the merge {mem}",
-            hint="raise mem of the site's phase merge",
-        )
+
+
+def _with_site(run: Run, freeze: bool) -> Run:
     # Workers that are started without `launch` need a recorded site. `launch` records its own.
     if freeze and not run.dir.site.exists():
         record_site(run.dir, run.site)

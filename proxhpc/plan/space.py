@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from proxhpc.assemble.benchmark import estimate_index
 from proxhpc.assemble.match import round_names, round_units
-from proxhpc.assemble.merge import default_memory
 from proxhpc.assemble.phases import in_arrays
 from proxhpc.assemble.rounds import EXCHANGES, UnitKind, unit_count
 from proxhpc.dedup.hashes import SKETCH_DTYPE
 from proxhpc.dedup.lines import LINE_DTYPE
+from proxhpc.dedup.sorting import DEFAULT_MEMORY
 from proxhpc.plan.model import PhaseSpace, SpacePhase
 from proxhpc.run.lease import HEARTBEAT_SECONDS
 from proxhpc.run.paths import SHARDS_PER_FOLDER
@@ -89,7 +89,7 @@ def estimate_memory(plan: Plan, site: Site, sizes: Sizes) -> int:
     groups = max(1, len(shard_groups(plan)))
     # What rounds may use, and what they need for each document of a group besides.
     in_groups = min(processes, groups) * documents // groups * _GROUP_DOCUMENT
-    return processes * _INTERPRETER + default_memory(plan) + in_groups
+    return processes * _INTERPRETER + DEFAULT_MEMORY + estimate_index(plan) + in_groups
 
 
 def _progress_bytes(plan: Plan, sizes: Sizes) -> int:

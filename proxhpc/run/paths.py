@@ -111,9 +111,9 @@ class RunDir:
         """Return the names of a group's external records; missing for a group of shards."""
         return self.merge / "sketch" / f"{group:05d}.names.jsonl.zst"
 
-    def benchmark_index(self, number: int) -> Path:
-        """Return the folder with the hashes of a benchmark of `dedup.against`."""
-        return self.merge / "benchmark" / f"{number:05d}"
+    def benchmark_index(self, number: int, source: str) -> Path:
+        """Return the folder with the hashes of a benchmark of `dedup.against`, made from source."""
+        return self.merge / "benchmark" / f"{number:05d}-{source}"
 
     def sketch_benchmark(self, group: int) -> Path:
         """Return a group's documents with parts of a benchmark; missing if there are none."""

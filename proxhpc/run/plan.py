@@ -273,10 +273,13 @@ class Plan:
         try:
             data = orjson.loads(raw)
             if data["version"] != PLAN_VERSION:
+                code, here = data["code"], f"this is proxhpc {__version__} and"
+                maker, use = f"proxhpc {code}", code
+                if code == __version__:
+                    here, maker, use = "this one", f"another build of proxhpc {code}", "that build"
                 raise UserError(
-                    f"{run.root} was planned by proxhpc {data['code']}; this is proxhpc "
-                    f"{__version__} and cannot resume it. Use {data['code']} to finish that run, "
-                    "or choose another run_dir."
+                    f"{run.root} was planned by {maker}; {here} cannot resume it. Use {use} to "
+                    "finish that run, or choose another run_dir."
                 )
             plan = replace(cls.from_dict(data), restarts=run.restarts)
             if run.max_unusable.exists():

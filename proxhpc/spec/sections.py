@@ -422,7 +422,11 @@ class Against(Corpus):
 
 def _sections(value: Any) -> Any:
     """Return the sections of a key that takes none, one or a list of them."""
-    return () if value is None else (value,) if isinstance(value, dict | Against) else value
+    if value is None or isinstance(value, dict | Against):
+        return () if value is None else (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a section or a list of sections, not {quoted(value)}")
+    return value
 
 
 class Dedup(Config):
