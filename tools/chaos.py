@@ -74,8 +74,9 @@ proxhpc.launch.step.ROUND_DELAYS = (0,)
 proxhpc.launch.step.MAX_ROUNDS_WITHOUT_PROGRESS = len(proxhpc.faults.FAULT_POINTS)
 """
 DRAFTS = (
-    *("00000", "sketch", "merge", "shuffled", "parts", "corpus", "flags", "clusters", "duplicates"),
-    *("line_programs", *(kind for each in MATCH_ROUNDS.values() for kind in each.writes)),
+    *("benchmark", "sketch", "merge", "shuffled", "parts", "corpus"),
+    *("flags", "clusters", "duplicates", "line_programs"),
+    *(kind for each in MATCH_ROUNDS.values() for kind in each.writes),
 )
 POINTS = (
     *FAULT_POINTS,
@@ -480,7 +481,7 @@ def merge_points(plan: Plan) -> list[str]:
     """Every point of a plan's merge: drafts of all its files, ends of its rounds and phases."""
     rounds, manifest = round_names(plan), plan.manifest
     optional = {
-        "00000": bool(plan.benchmarks),  # the first one's index
+        "benchmark": bool(plan.benchmarks),
         "shuffled": manifest.output.shuffle,
         "clusters": manifest.output.cluster_size,
         "line_programs": manifest.dedup.lines,

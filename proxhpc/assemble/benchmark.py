@@ -32,6 +32,7 @@ from proxhpc.dedup.arrays import (
 from proxhpc.dedup.shingles import fold, shingles, word_hashes, words_of
 from proxhpc.dedup.sorting import DEFAULT_MEMORY, Scratch, Sorter
 from proxhpc.errors import StopError, UserError
+from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
@@ -213,6 +214,7 @@ def _sweep(folder: Path) -> None:
 def _publish(draft: Path, folder: Path) -> None:
     """Give a finished index its name, unless another process was first."""
     with writing(folder):
+        fault_point("draft written", folder.parent.name)
         try:
             draft.rename(folder)
         except OSError:
