@@ -23,12 +23,7 @@ from proxhpc.account.quantity import memory_size
 from proxhpc.corpus.disk import draft_path, sync_directory, writing
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.records import get_field
-from proxhpc.dedup.arrays import (
-    ArrayWriter,
-    file_digest,
-    load_json,
-    save_json,
-)
+from proxhpc.dedup.arrays import ArrayWriter, file_digest, load_json, save_json
 from proxhpc.dedup.shingles import fold, shingles, word_hashes, words_of
 from proxhpc.dedup.sorting import DEFAULT_MEMORY, Scratch, Sorter
 from proxhpc.errors import StopError, UserError

@@ -98,20 +98,21 @@ def run_share(
     plan = Plan.load(run)
     check_refined(run, plan)
     number, count = share
+    total = memory or DEFAULT_MEMORY
     with open_pool(run, plan, processes, progress) as pool:
         if phase in ("match", "start"):
             receipts = sketch_all(pool, memory)
             if phase == "match":
-                match_documents(pool, receipts, memory or DEFAULT_MEMORY)
+                match_documents(pool, receipts, total)
             else:
                 start_match(run, plan, receipts)
             return
         units = range(number, _total(run, plan, phase), count)
         if phase in ROUND_NAMES:
-            run_round(pool, phase, units, memory or DEFAULT_MEMORY)
+            run_round(pool, phase, units, total)
             return
-        sketches = phase == "sketch"
-        total = write_indexes(pool, memory) if sketches else memory or DEFAULT_MEMORY
+        if phase == "sketch":
+            total = write_indexes(pool, memory)
         for _ in pool.each(phase, _unit(phase, total // processes), units):
             pass  # a unit's result is in its file
 

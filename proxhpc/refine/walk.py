@@ -37,8 +37,8 @@ MAX_OVERHEAD = 5 + 2 * _CONTEXT_TOKENS  # tokens of a prompt beside the window's
 _FIRST_LINES, _FIRST_TOKENS, _LAST_LINES, _LAST_TOKENS = 24, 360, 8, 120
 _VERDICT_TOKENS = _FIRST_TOKENS + _LAST_TOKENS
 MAX_VERDICT_PROMPT = 3 + _VERDICT_TOKENS
-# Its lines are shortened to the first of these multiples of a window's limits that fits.
-_SCALES = (16, 8, 4, 2, 1)
+# Its lines are shortened to the first of these multiples of a window's limits that fits, if any.
+_SCALES = (16, 8, 4, 2)
 
 _REMOVAL = re.compile(r"remove_lines\(start=([0-9]+), end=[0-9]+\)\n")
 
@@ -121,7 +121,8 @@ class Walk:
         last = self._select_lines(lines, from_end, _LAST_LINES, _LAST_TOKENS)
         between = range(last_of_first + 1, min(last, default=len(lines)))
         gap = [self._gap] if any(lines[n].strip() for n in between) else []
-        ids = self._encode_for_verdict([lines[n] for n in (*first, *reversed(last))])
+        chosen = first | dict(reversed(last.items()))
+        ids = self._lengthened([lines[n] for n in chosen]) or [*chosen.values()]
         top, bottom = ids[: len(first)], ids[len(first) :]
         return [self._verdict[0], *self._join(top), *gap, *self._join(bottom), self._verdict[1]]
 
@@ -144,14 +145,13 @@ class Walk:
         """Return what to add to the logit of dropping a document."""
         return ((self.verdict_ids[1], value),) if value else ()
 
-    def _encode_for_verdict(self, lines: Sequence[str]) -> list[Ids]:
-        """Encode the lines that were selected for a verdict, at the largest scale that fits."""
-        ids: list[Ids] = []
+    def _lengthened(self, lines: Sequence[str]) -> list[Ids]:
+        """Encode a verdict's lines at the largest scale above 1 that fits; [] if none does."""
         for scale in _SCALES:
             ids = self._encode(lines, scale)
             if sum(map(len, ids)) + len(ids) <= _VERDICT_TOKENS:
-                break
-        return ids
+                return ids
+        return []
 
     def _encode(self, lines: Sequence[str], scale: int = 1) -> list[Ids]:
         """Encode lines; long ones are shortened in the middle, less with a larger `scale`."""

@@ -293,8 +293,7 @@ class LedgerState:
 
     def add(self, header: CommitHeader, rows: list[Row], payload: bytes) -> Counts:
         """Add a commit and return its counts."""
-        counts = tally(rows)
-        counts.blank_lines = sum(end.blank for end in header.ends)
+        counts = _commit_counts(header, rows)
         self.commits += 1
         self.counts += counts
         self.backoff = self.backoff.passed(len(rows))
@@ -303,6 +302,12 @@ class LedgerState:
             self.last_position = (rows[-1].file, rows[-1].position)
         self.digest.update(payload)
         return counts
+
+
+def _commit_counts(header: CommitHeader, rows: list[Row]) -> Counts:
+    counts = tally(rows)
+    counts.blank_lines = sum(end.blank for end in header.ends)
+    return counts
 
 
 class LedgerWriter:
@@ -349,8 +354,14 @@ class LedgerWriter:
 
 def parse_frame(payload: bytes) -> tuple[dict[str, Any], list[Row]]:
     """Return a frame's first line, as a dict, and its rows."""
-    first, *rest = payload.split(b"\n")
-    return orjson.loads(first), [Row.decode(line) for line in rest]
+    head, lines = _split_frame(payload)
+    return head, [Row.decode(line) for line in lines]
+
+
+def _split_frame(payload: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Return a frame's first line, as a dict, and the lines of its rows."""
+    first, *lines = payload.split(b"\n")
+    return orjson.loads(first), lines
 
 
 def resume(source: Path, target: FrameWriter, plan: str, shard: int) -> LedgerState:
@@ -384,8 +395,7 @@ def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | SpanEnd]:
     counts = Counts()
     for header, lines in _read_commits(path, plan, shard, counts):
         rows = [Row.decode(line) for line in lines]
-        counts += tally(rows)
-        counts.blank_lines += sum(end.blank for end in header.ends)
+        counts += _commit_counts(header, rows)
         yield from rows
         yield from header.ends
 
@@ -420,8 +430,7 @@ def _read_commits(
     for frame in read_frames(path, strict=True):
         if summary is not None:
             raise _damaged(path, "it has frames after the summary")
-        first, *lines = frame.payload.split(b"\n")
-        head = orjson.loads(first)
+        head, lines = _split_frame(frame.payload)
         if head["plan"] != plan or head["shard"] != shard:
             raise _damaged(path, "it belongs to another plan or shard")
         if "backoff" in head:
