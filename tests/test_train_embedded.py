@@ -77,11 +77,18 @@ def test_evaluation_data_is_not_trained_on(
         ("corpus_sample", corpus),
     ):
         tool.write(data / f"{name}.jsonl.zst", rows)
-    work = tool.Workspace(data, tmp_path / "out", Path("python"))
+    extractors = [page(n, "tests") for n in range(400, 430)]
+    tool.write(data / "tests.jsonl.zst", extractors)
+    work = tool.Workspace(data, tmp_path / "out", Path("python"), tests=data / "tests.jsonl.zst")
     monkeypatch.setattr(tool, "label", lambda work: fake_label(tool, work))
     examples = list(tool.read(tool.make_examples(work)))
 
-    assert {row["source"] for row in examples} == {"own", "labeler"}
+    assert {row["source"] for row in examples} == {"own", "tests", "labeler"}
+    tested = {row["id"] for row in tool.held_out_tests(work)}
+    assert 1 < len(tested) < 10
+    assert {row["id"] for row in examples if row["source"] == "tests"} == {
+        row["id"] for row in extractors if row["id"] not in tested
+    }
     evaluated = [v for v in verdicts if not tool.is_for_training(v["id"])]
     assert 5 < len(evaluated) < 25
     texts = {p["text_noisy"] for p in pages[40:]} | {v["text"] for v in evaluated}

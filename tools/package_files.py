@@ -1,4 +1,4 @@
-"""Files in packages of Debian, PyPI and npm, which their own clients download."""
+"""Files in packages of Debian, PyPI and npm and on GitHub, which their own clients download."""
 
 import hashlib
 import re
@@ -38,6 +38,20 @@ class Packages:
         """Files of an npm package; see `_files`."""
         with tarfile.open(self._get(f"{name}-*.tgz", ["npm", "pack", "--silent", name])) as archive:
             return _files(archive, path)
+
+    def git(self, name: str, path: str) -> Iterator[tuple[str, bytes]]:
+        """Files of a repository of GitHub; see `_files`. `path` begins their paths."""
+        folder = name.replace("/", "+")
+        clone = ["git", "clone", "-q", "--bare", "--depth", "1", f"https://github.com/{name}"]
+        repository = self._get(folder, [*clone, folder])
+        command = ["git", f"--git-dir={repository}", "archive", "HEAD", path]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                found = _files(archive, "")
+        if process.returncode:
+            raise RuntimeError(f"git cannot read {repository}")
+        return found
 
     def _get(self, pattern: str, command: list[str]) -> Path:
         if not (files := sorted(self.folder.glob(pattern))):

@@ -1,8 +1,8 @@
 """Train the embedded refiner: annotate, label, adapt and evaluate, in one run.
 
     python tools/train_embedded.py --make-env DIR/labeler      # lightgbm, scikit-learn
-    python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--pages FILE] [--base DIR]
-                                   [--threads 2] [--resume]
+    python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--pages FILE] [--tests FILE]
+                                   [--base DIR] [--threads 2] [--resume]
     python tools/train_embedded.py DATA_DIR --out DIR --publish proxhpc/embedded
 
 DATA_DIR holds JSON lines:
@@ -18,6 +18,9 @@ corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; 
 PAGES, from tools/embedded_data.py, has pages and texts of other kinds and languages. Their lines
 are labelled. They have no verdicts, so that the model learns to abstain: people's are about web
 pages, and what is unlike these should stay. So should short parts of them.
+
+TESTS, from tools/extractor_pages.py, has more web pages with labels, like those of eval_dev. Those
+of validation hosts are for evaluation only.
 
 With --base the training starts from the weights of an earlier refiner.
 
@@ -45,6 +48,7 @@ from embedded_scores import evaluate_set, markdown
 from proxhpc.annotate.annotate import AnnotateOptions, annotate
 from proxhpc.annotate.gold import GoldSource
 from proxhpc.corpus.disk import write_atomic
+from proxhpc.corpus.hosts import split_of
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
 from proxhpc.train.adapt import adapt
@@ -62,12 +66,13 @@ BASE_LEARNING_RATE = 0.0012  # of a training that starts from earlier weights
 EXTRA_VALIDATION = 120  # documents of PAGES, at each level
 HUMAN, SHORT = "human", "short"  # groups of documents: with people's verdicts, parts of PAGES
 SHORT_LINES = (2, 4, 8, 16)  # of such a part; long lines are paragraphs
+HELD_OUT = ("held-out-pages", "held-out-tests", "held-out-verdicts")
 # A weight of PAGES is proportional to the number of those of its kind and language to this power.
 KIND_POWER = -0.5
 UNANIMOUS_WEIGHT = 2  # of a unanimous verdict, compared with another one
 # Of the windows that are drawn, and of the documents whose verdicts are.
 SHARES = {
-    "chunk": {"gold": 0.48, LABELED: 0.15, "documentation": 0.12, "languages": 0.17, "texts": 0.08},
+    "chunk": {"gold": 0.56, LABELED: 0.12, "documentation": 0.1, "languages": 0.14, "texts": 0.08},
     "doc": {HUMAN: 0.08, LABELED: 0.5, "documentation": 0.1, "languages": 0.09, "texts": 0.08}
     | {SHORT: 0.15},
 }
@@ -98,9 +103,14 @@ class Workspace:
     """The input files, and the files that the steps write."""
 
     def __init__(
-        self, data: Path, out: Path, labeler_python: Path, extra: Path | None = None
+        self,
+        data: Path,
+        out: Path,
+        labeler_python: Path,
+        extra: Path | None = None,
+        tests: Path | None = None,
     ) -> None:
-        self.data, self.labeler_python, self.extra = data, labeler_python, extra
+        self.data, self.labeler_python, self.extra, self.tests = data, labeler_python, extra, tests
         self.root = out / "data"
         self.root.mkdir(parents=True, exist_ok=True)
 
@@ -131,7 +141,7 @@ class Workspace:
 
     def annotate(self, name: str, *sources: GoldSource) -> None:
         """Annotate sources into a file, without near-duplicates of what is for evaluation."""
-        held_out = self.file("held-out-pages"), self.file("held-out-verdicts")
+        held_out = tuple(map(self.file, HELD_OUT))
         if self.is_missing(name):
             annotate(sources, self.file(name), AnnotateOptions(held_out=held_out))
 
@@ -142,8 +152,19 @@ def held_out_pages(work: Workspace) -> Rows:
 
 
 def training_pages(work: Workspace) -> Rows:
-    """The other pages."""
-    return (row for row in work.inputs("eval_dev") if row["source"] != EVALUATION_SOURCE)
+    """The other pages, and those of TESTS that are for training."""
+    yield from (row for row in work.inputs("eval_dev") if row["source"] != EVALUATION_SOURCE)
+    yield from _tests(work, "train")
+
+
+def held_out_tests(work: Workspace) -> Rows:
+    """The pages of TESTS for evaluation."""
+    return _tests(work, "validation")
+
+
+def _tests(work: Workspace, split: str) -> Rows:
+    rows = read(work.tests) if work.tests else iter(())
+    return (row for row in rows if split_of(row["host"], row["id"]) == split)
 
 
 def held_out_verdicts(work: Workspace) -> Rows:
@@ -162,7 +183,7 @@ def _line_requests(work: Workspace) -> Rows:
     for row in work.rows("gold-examples"):
         request = _request("chunk", row["id"], row["host"], row["lines"])
         yield request | {"labels": row["keep"], "train": row["split"] == "train"}
-    for row in work.rows("held-out-pages"):
+    for row in (*work.rows("held-out-pages"), *work.rows("held-out-tests")):
         yield _request("chunk", row["id"], row["host"], row["text_noisy"].split("\n"))
     for row in work.inputs("corpus_sample"):
         lines = row["text"].split("\n")
@@ -215,8 +236,7 @@ def labelled_pairs(work: Workspace) -> Rows:
     """What only the labeler has labelled, as pairs for annotate."""
     probabilities = _probabilities(work)
     gold = {row["id"] for row in work.rows("gold-examples")}
-    held_out = {row["id"] for row in work.rows("held-out-verdicts")}
-    held_out |= {row["id"] for row in work.rows("held-out-pages")}
+    held_out = {row["id"] for name in HELD_OUT for row in work.rows(name)}
     for row in work.rows("label-requests"):
         if row["id"] in held_out or (row["level"] == "chunk" and row["id"] in gold):
             continue
@@ -325,6 +345,7 @@ def extra_groups(work: Workspace) -> dict[str, tuple[str, float]]:
 def make_examples(work: Workspace) -> Path:
     """The file of training examples."""
     work.make("held-out-pages", held_out_pages)
+    work.make("held-out-tests", held_out_tests)
     work.make("held-out-verdicts", held_out_verdicts)
     gold = GoldSource(work.make("pages", training_pages))
     work.annotate("gold-examples", gold)
@@ -352,6 +373,9 @@ def score_tables(work: Workspace, model: Path) -> str:
         f"Pages of {EVALUATION_SOURCE}, none of which are training data": pages,
         "Documents with human verdicts, none of which are training data": verdicts,
     }
+    if work.tests:
+        title = "Pages of extractors' tests, of validation hosts; none of them are training data"
+        sets[title] = work.file("held-out-tests")
     probabilities = _probabilities(work)
     return markdown(
         [
@@ -378,6 +402,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0, metavar="H")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--pages", type=Path, metavar="FILE", help="from tools/embedded_data.py")
+    parser.add_argument("--tests", type=Path, metavar="FILE", help="from tools/extractor_pages.py")
     parser.add_argument("--base", type=Path, metavar="DIR", help="start from these weights")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="copy the model to DIR")
@@ -393,7 +418,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     python = (arguments.make_env or arguments.out / "labeler") / "bin" / "python"
-    work = Workspace(arguments.data, arguments.out, python, arguments.pages)
+    work = Workspace(arguments.data, arguments.out, python, arguments.pages, arguments.tests)
     variables = {"EXAMPLES": str(make_examples(work).absolute()), "HOURS": str(arguments.hours)}
     model = arguments.out / "model"
     recipe = load_yaml(RECIPE, Recipe, environ=variables)
