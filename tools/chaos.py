@@ -733,12 +733,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--events", type=int, default=200, help="at least that many in all runs (200)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=WEIGHTS, help="kinds of events")
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--only", nargs="+", choices=WEIGHTS, help="kinds of events")
+    kinds.add_argument(
         "--points", nargs="*", choices=POINTS, help="a run for each fault point, or for these"
     )
     about = "three merges with crashes at all their points, or these of them"
-    parser.add_argument("--merge", nargs="*", type=int, choices=(1, 2, 3), help=about)
+    kinds.add_argument("--merge", nargs="*", type=int, choices=(1, 2, 3), help=about)
     parser.add_argument("--max-array-size", type=int, default=1001)
     parser.add_argument("--no-accounting", action="store_true", help="a Slurm without sacct")
     parser.add_argument("--keep", type=Path, help="folder for copies of broken runs")
