@@ -141,7 +141,7 @@ def test_models_must_be_whole(tmp_path: Path) -> None:
     site = Site(name="here", kind="local")
     verdicts = {
         finding.check: finding.verdict
-        for finding in examine_site(site, tmp_path, [str(whole), str(broken)])
+        for finding in examine_site(site, tmp_path, [(str(whole), "doc"), (str(broken), "chunk")])
     }
     assert verdicts[f"model {whole}"] == "ok"
     assert verdicts[f"model {broken}"] == "error"

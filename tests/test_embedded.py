@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from proxhpc.corpus.document import Document
+from proxhpc.errors import UserError
 from proxhpc.preview import RefinerChoice, refine_in_order
 from proxhpc.refine.refiner import open_refiner
 from proxhpc.run.ledger import Row
 from proxhpc.run.models import resolve_model
 from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.spec.sections import Level
 
 FOLDER = Path(__file__).parent.parent / "proxhpc" / "embedded"
 STORY = [
@@ -45,16 +47,25 @@ def refined(texts: list[str]) -> list[Row]:
 
 
 def test_it_is_small_and_documented() -> None:
-    ref = resolve_model("embedded")
-    assert ref.path == FOLDER
-    assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) <= 16_000_000
-    config = json.loads((FOLDER / "config.json").read_text())
-    assert (config["model_type"], config["dtype"]) == ("llama", "bfloat16")
-    assert ref.refiner is not None
-    assert (ref.refiner.prompt, ref.refiner.levels) == ("walk", ["doc", "chunk"])
+    levels: dict[Level, Path] = {"chunk": FOLDER, "doc": FOLDER / "verdicts"}
+    for level, folder in levels.items():
+        ref = resolve_model("embedded", level)
+        assert ref.path == folder
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["model_type"], config["dtype"]) == ("llama", "bfloat16")
+        assert ref.refiner is not None
+        assert (ref.refiner.prompt, ref.refiner.levels) == ("walk", [level])
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors")) <= 16_000_000
     card = (FOLDER / "README.md").read_text()
     for section in ("## Recipe", "## Intended use", "## Data", "## Scores on gold records"):
         assert section in card
+
+
+@pytest.mark.parametrize("keys", [{"model": FOLDER / "verdicts"}, {"doc_model": FOLDER}])
+def test_each_of_its_models_answers_one_level(keys: dict[str, Path]) -> None:
+    manifest = RefinerChoice(**{key: str(folder) for key, folder in keys.items()}).open()
+    with pytest.raises(UserError, match=r"does not serve level \w+: it has"):
+        freeze_manifest(manifest, find_models(manifest))
 
 
 def test_it_removes_navigation_and_keeps_text() -> None:

@@ -322,7 +322,8 @@ def test_the_embedded_model(saved: Path, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="has no embedded refiner") as caught:
         find_models(manifest({"level": "doc", "model": "embedded"}))
     assert "rules" in (caught.value.hint or "")
-    (tmp_path / "embedded").symlink_to(saved)
+    (tmp_path / "embedded").mkdir()
+    (tmp_path / "embedded/verdicts").symlink_to(saved)
     model = find_models(manifest({"level": "doc", "model": "embedded"}))["doc"]
     assert (model.name, model.path) == ("embedded", saved)
     assert model.refiner is not None

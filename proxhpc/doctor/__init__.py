@@ -1,7 +1,7 @@
 """What `proxhpc doctor` checks before a launch: limits, file system, models, and their effect."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from proxhpc.account.quantity import quantity
@@ -20,6 +20,7 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import find_models, freeze_manifest
 from proxhpc.run.staging import Staging
 from proxhpc.spec.manifest import Manifest, load_manifest
+from proxhpc.spec.sections import Level
 from proxhpc.spec.site import Site, load_site
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "examine_site", "render_diagnosis"]
@@ -43,11 +44,11 @@ def diagnose(
     else:
         site = Site(name="auto", kind="slurm" if slurm.is_available() else "local")
     default_folder = manifest.run_dir if manifest else Path(os.environ.get("PROXHPC_RUNS", "runs"))
-    models: list[str] = []
+    models: list[tuple[str, Level]] = []
     if manifest and manifest.engine.name != "rules":
-        models = [stage.model for stage in manifest.stages if stage.model]
+        models = [(stage.model, stage.level) for stage in manifest.stages if stage.model]
     folder = (run or default_folder).absolute()
-    findings = [*examine_site(site, folder, list(dict.fromkeys(models)))]
+    findings = [*examine_site(site, folder, models)]
     if manifest:
         findings += [*examine_needs(manifest, site), _inputs(manifest, folder)]
         missing = [f for f in findings if f.verdict == "error" and f.check.startswith("model ")]
@@ -70,16 +71,17 @@ def _inputs(manifest: Manifest, folder: Path) -> Finding:
     return Finding.ok("inputs", quantity(len(files), "file"), "plan checks their content")
 
 
-def examine_site(site: Site, folder: Path, models: list[str]) -> Iterator[Finding]:
-    """Yield every finding about a site, the file system of `folder`, and models."""
+def examine_site(
+    site: Site, folder: Path, models: Iterable[tuple[str, Level]]
+) -> Iterator[Finding]:
+    """Yield every finding about a site, the file system of `folder`, and the models of levels."""
     if site.kind == "slurm":
         yield from examine_slurm(site)
     else:
         yield Finding.ok("site", f"{site.name}: local", "workers are processes of this machine")
     yield from examine_containers(site)
     yield from examine_disk(folder)
-    for model in models:
-        yield _model(model)
+    yield from dict.fromkeys(_model(name, level) for name, level in models)
 
 
 def _prompts(manifest: Manifest) -> Finding:
@@ -96,9 +98,9 @@ def _prompts(manifest: Manifest) -> Finding:
     return Finding.ok("prompts", result, "they fit the stages and models")
 
 
-def _model(name: str) -> Finding:
+def _model(name: str, level: Level) -> Finding:
     try:
-        model = resolve_model(name)
+        model = resolve_model(name, level)
     except ProxError as error:
         return Finding.error(f"model {name}", error.message, error.hint)
     size = sum(file.stat().st_size for file in model.path.glob("*.safetensors"))

@@ -21,7 +21,7 @@ from proxhpc.extras import how_to_install
 from proxhpc.run.weights import INDEX, IncompleteModelError, Weights, read_model_json
 from proxhpc.spec.profile import CHAT_TEMPLATE, Profile, Prompt
 from proxhpc.spec.refiner_file import RefinerFile, read_refiner
-from proxhpc.spec.sections import EMBEDDED
+from proxhpc.spec.sections import EMBEDDED, Level
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 # Weights, configuration and tokenizer, but no pickles and no code.
@@ -39,6 +39,7 @@ _PINNED_FILES = (
     *("config.json", "generation_config.json", "refiner.json", INDEX),
     *TOKENIZER_FILES,
 )
+_EMBEDDED_FOLDERS: dict[Level, str] = {"chunk": "embedded", "doc": "embedded/verdicts"}
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
@@ -110,17 +111,18 @@ class ModelRef:
         return cls(**{**data, **values})
 
 
-def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
+def resolve_model(name: str, level: Level = "chunk", *, offline: bool | None = None) -> ModelRef:
     """Return the model in directory `name`, of hub id `org/name[@revision]`, or `embedded`.
 
-    A hub model that is not complete in the local cache is downloaded, unless `offline` (default:
-    HF_HUB_OFFLINE). UserError says what is wrong with the model and what to do.
+    `embedded` is another model for each `level`. A hub model that is not complete in the local
+    cache is downloaded, unless `offline` (default: HF_HUB_OFFLINE). UserError says what is wrong
+    with the model and what to do.
     """
     if offline is None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     folder = Path(name).expanduser()
     if name == EMBEDDED:
-        folder = Path(__file__).parents[1] / EMBEDDED
+        folder = Path(__file__).parents[1] / _EMBEDDED_FOLDERS[level]
         if not folder.is_dir():
             raise UserError(
                 "this installation of proxhpc has no embedded refiner",

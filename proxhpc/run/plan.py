@@ -371,7 +371,7 @@ def check_outside(run: RunDir, paths: Iterable[Path]) -> None:
 def find_models(manifest: Manifest) -> dict[str, ModelRef]:
     """Return the stages' models by level; none for the rules. UserError as `resolve_model`."""
     return {
-        stage.level: resolve_model(stage.model)
+        stage.level: resolve_model(stage.model, stage.level)
         for stage in manifest.stages
         if stage.model is not None and manifest.engine.name != "rules"
     }
