@@ -25,6 +25,7 @@ from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
+from proxhpc.spec.refiner_file import read_refiner
 from proxhpc.train.adapt import Adapted, adapt
 from proxhpc.train.card import model_card
 from proxhpc.train.checkpoint import TrainingFolder, TrainingState, load_checkpoint
@@ -641,6 +642,30 @@ def test_attention_in_blocks_is_causal_attention() -> None:
     ours, _ = attend_in_blocks(torch.nn.Identity(), query, key, value, None, scaling=0.25)
     theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("share", "level", "unused"), [(0, "chunk", 10), (1, "doc", 65)])
+def test_a_walk_may_be_trained_for_one_level(
+    share: int, level: str, unused: int, examples: Path, tmp_path: Path
+) -> None:
+    recipe, out = walk_recipe(examples, steps=1, walk={"documents": share}), tmp_path / "out"
+    scores = trained(recipe, out).scores
+    refiner = read_refiner(out)
+    assert refiner is not None
+    assert refiner.levels == [level]
+    if level == "chunk":
+        assert "verdict_accuracy" not in scores
+    else:  # the best weights are those of the best verdicts
+        assert scores["f1"] == scores["verdict_accuracy"]
+        assert "line_recall" not in scores
+    assert (
+        f"Of these {unused} are not used: walk.documents is {share}."
+        in (out / "README.md").read_text()
+    )
+    rows = [row(1), row(2, "validation")] if share else [doc_row(1)]
+    file = write(tmp_path / "x.jsonl.zst", rows)
+    with pytest.raises(UserError, match=r"no (example|window) of the training split (is|has)"):
+        trained(walk_recipe(file, walk={"documents": share}), tmp_path / "none")
 
 
 def test_lines_that_are_edited_within_do_not_count(examples: Path, tmp_path: Path) -> None:

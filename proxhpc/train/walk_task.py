@@ -47,7 +47,8 @@ class WalkTask:
     def __init__(self, recipe: Recipe, rows: Iterable[ExampleRow], folder: Path) -> None:
         """`rows` is iterated twice. A new model's tokenizer is trained and stored in `folder`.
 
-        UserError if no window can be trained on.
+        UserError if there is nothing to train on. Of a level that the recipe does not train, no
+        example is used.
         """
         self._recipe = recipe
         self.tokenizer_dir = self._prepare_tokenizer(rows, folder)
@@ -59,8 +60,12 @@ class WalkTask:
         self._validation_pages: list[ExampleRow] = []
         self._validation_verdicts: list[ExampleRow] = []
         self.unused = Counter[str]()
+        share = recipe.walk.documents
+        untrained = {0.0: "doc", 1.0: "chunk"}.get(share)
         for row in rows:
-            if row.line_labels is None and row.drop_probabilities is None:
+            if row.level == untrained:
+                self.unused[f"walk.documents is {share:g}"] += 1
+            elif row.line_labels is None and row.drop_probabilities is None:
                 self.unused["strings are edited"] += 1  # a walk can only remove lines
             elif row.split == "train" and row.level == "chunk":
                 pages.append(training_page(row, walk, recipe.walk))
@@ -71,7 +76,12 @@ class WalkTask:
                 self._validation_verdicts.append(row)
             elif row.line_labels is not None:
                 self._validation_pages.append(row)
-        if not pages:
+        if share == 1 and not self._verdicts:
+            raise UserError(
+                "no example of the training split is a document, and walk.documents is 1",
+                hint="verdicts are learned from rows of level doc (docs/adapt.md)",
+            )
+        if share < 1 and not pages:
             raise UserError(
                 "no window of the training split has labels or drop probabilities of its lines",
                 hint="a walk needs rows of level chunk with `keep`: from gold records with "
@@ -125,7 +135,10 @@ class WalkTask:
         return walk_loss(self.module, batch, self._recipe.walk, done)
 
     def validate(self, max_examples: int) -> ValidationScores:
-        """Scores on random validation documents, at the best bias of lines and of verdicts."""
+        """Scores on random validation documents, at the best bias of lines and of verdicts.
+
+        `f1` is that of lines; without lines it is the share of right verdicts.
+        """
         scores: ValidationScores = {}
         pages = sample_examples(self._validation_pages, max_examples, self._recipe.seed)
         if pages:
@@ -139,7 +152,8 @@ class WalkTask:
         if rows:
             items = [verdict_item(row, self._walk, self._recipe.walk) for row in rows]
             log_odds = np.concatenate(self._log_odds(items))
-            scores |= verdict_scores([bool(_is_dropped(row)[0]) for row in rows], log_odds)
+            verdicts = verdict_scores([bool(_is_dropped(row)[0]) for row in rows], log_odds)
+            scores = {"f1": verdicts["verdict_accuracy"]} | verdicts | scores
         return scores
 
     def exported(self) -> "PreTrainedModel":
@@ -147,10 +161,12 @@ class WalkTask:
         return self.model
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
-        """The biases with the best scores."""
-        biases: dict[Level, float] = {"chunk": scores.get("bias", 0.0)}
+        """The biases with the best scores, of the levels that are trained."""
+        biases: dict[Level, float] = {}
         if self._verdicts:
             biases["doc"] = scores.get("verdict_bias", 0.0)
+        if self.pages.pages:
+            biases["chunk"] = scores.get("bias", 0.0)
         return {level: {"bias": bias} if bias else {} for level, bias in biases.items()}
 
     def _line_log_odds(self, rows: Sequence[ExampleRow]) -> "list[NDArray[np.float32]]":
