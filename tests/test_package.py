@@ -100,6 +100,6 @@ def test_what_people_start_from_is_in_the_wheel(environment: Path, tmp_path: Pat
     run(program, "init", "sbatch", "refine", cwd=tmp_path)
     assert (tmp_path / "refine.sbatch").read_text() == (ROOT / "slurm/refine.sbatch").read_text()
     assert "local: local" in run(program, "doctor", "--manifest", "demo-rules", cwd=tmp_path)
-    assert "known: base, embedded" in run(
+    assert "known: base, embedded, embedded-verdicts" in run(
         program, "adapt", "x", "--out", "x", cwd=tmp_path, status=2
     )

@@ -59,7 +59,11 @@ def test_a_file_of_the_current_folder_comes_first(folder: Path) -> None:
             "teacher",
         ),
         (["plan", "demo", "--site", "gpus"], 'no site named "gpus"; did you mean "gpu"?', "pyxis"),
-        (["adapt", "embeded", "--out", "x"], 'no recipe named "embeded"', "base, embedded"),
+        (
+            ["adapt", "embeded", "--out", "x"],
+            'no recipe named "embeded"',
+            "base, embedded, embedded-verdicts",
+        ),
         (["refine", "--manifest", "x", "y"], 'no manifest named "x"', "demo, demo-rules"),
         (["doctor", "--manifest", "x"], 'no manifest named "x"', "demo, demo-rules"),
     ],
@@ -95,5 +99,5 @@ def test_the_variable_of_shipped_files_can_be_used_in_any_manifest(folder: Path)
 def test_every_kind_is_shipped() -> None:
     assert {"demo", "fineweb"} <= shipped_files("manifest").keys()
     assert {"gpu", "local"} <= shipped_files("site").keys()
-    assert {"base", "embedded"} == shipped_files("recipe").keys()
+    assert {"base", "embedded", "embedded-verdicts"} == shipped_files("recipe").keys()
     assert {"refine", "merge"} == shipped_files("sbatch").keys()

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from proxhpc.evaluate.gold import iter_records
+from proxhpc.run.models import resolve_model
+from tiny_models import save_walk
 
 pytest.importorskip("transformers")
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -176,3 +178,16 @@ def test_training_requires_data_and_an_output_directory(
         tool.main()
     assert error.value.code == 2
     assert "DATA_DIR and --out are required" in capsys.readouterr().err
+
+
+def test_the_model_for_verdicts_starts_from_the_first_layers(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    base = save_walk(tmp_path / "base")
+    folder = tool.first_layers(base, 1, tmp_path / "first")
+    assert (shape := resolve_model(str(folder)).shape)
+    assert shape.layers == 1
+    before, after = (load_file(path / "model.safetensors") for path in (base, folder))
+    assert set(before) - set(after) == {name for name in before if ".layers.1." in name}
+    assert all(after[name].equal(before[name]) for name in after)

@@ -1,11 +1,12 @@
 """The no-harm yardstick: how much of what should be kept a refiner drops and removes.
 
     python tools/embedded_harm.py DATA_DIR PAGES.jsonl.zst --out DIR [--packages DIR]
-        [--model DIR [--choose-bias]] [--documents N]
+        [--model DIR] [--verdicts DIR [--choose-bias]] [--documents N]
 
-It writes gold records to DIR/harm.jsonl.zst, and prints the scores of a refiner. PAGES is
-from tools/embedded_data.py; only documents of its validation hosts are taken. --choose-bias
-writes the refiner's bias of verdicts first, chosen by the rule of `best_verdict_bias`. The groups:
+It writes gold records to DIR/harm.jsonl.zst, and prints the scores of a refiner: --model has its
+weights for lines, --verdicts those for verdicts. PAGES is from tools/embedded_data.py; only
+documents of its validation hosts are taken. --choose-bias writes the bias of verdicts first, chosen
+by the rule of `best_verdict_bias`. The groups:
 
 doc NAME     pages of held-out documentation without their frame: any line that goes is a loss
 page NAME    the same pages with their frame
@@ -117,11 +118,11 @@ def sample(records: Iterable[dict[str, Any]], documents: int) -> Iterator[dict[s
         yield from chosen
 
 
-def scores(model: Path, file: Path) -> str:
+def scores(model: Path, verdicts: Path, file: Path) -> str:
     """The scores of a refiner by group, as Markdown. Its two stages are scored separately."""
     records = read_gold([file])
-    manifest = RefinerChoice(engine="transformers", model=str(model), doc_model=str(model)).open()
-    evaluation = evaluate([manifest], records, [file], rounds=0)
+    choice = RefinerChoice(engine="transformers", model=str(model), doc_model=str(verdicts))
+    evaluation = evaluate([choice.open()], records, [file], rounds=0)
     dropped, rows = {}, []
     for group in evaluation.groups:
         system = group.systems[0]
@@ -157,7 +158,7 @@ COLUMNS = (
 
 
 def choose_bias(model: Path, harm: Path, data: Path) -> None:
-    """Write the best bias of verdicts to the refiner's file."""
+    """Write the best bias of verdicts to the file of the model that gives them."""
     groups = verdict_log_odds(model, read(harm), "source", "text_noisy")
     documentation = [odds for group, _, odds in groups if group.startswith(DOCUMENTATION)]
     rows = read(data / "eval_docquality_dev.jsonl.zst")
@@ -167,7 +168,7 @@ def choose_bias(model: Path, harm: Path, data: Path) -> None:
     print(f"bias of verdicts: {bias}")
     path = model / REFINER_FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["doc"] = settings.get("doc", {}) | {"bias": bias}
+    settings["doc"] |= {"bias": bias}
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -224,21 +225,23 @@ def main() -> None:
     parser.add_argument("pages", type=Path, metavar="PAGES")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--packages", type=Path, metavar="DIR", help="downloads (OUT/packages)")
-    parser.add_argument("--model", type=Path, metavar="DIR")
-    parser.add_argument("--choose-bias", action="store_true", help="of verdicts, for --model")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="of lines")
+    parser.add_argument("--verdicts", type=Path, metavar="DIR", help="of verdicts (--model)")
+    parser.add_argument("--choose-bias", action="store_true", help="of verdicts")
     parser.add_argument("--documents", type=int, default=40, metavar="N", help="in each group")
     arguments = parser.parse_args()
-    if arguments.choose_bias and not arguments.model:
-        parser.error("--choose-bias needs --model")
+    verdicts: Path | None = arguments.verdicts or arguments.model
+    if arguments.choose_bias and not verdicts:
+        parser.error("--choose-bias needs --verdicts")
     file = arguments.out / "harm.jsonl.zst"
     if not file.exists():
         packages = Packages(arguments.packages or arguments.out / "packages")
         found = candidates(arguments.data, arguments.pages, packages, arguments.documents)
         write(file, sample(found, arguments.documents))
-    if arguments.choose_bias:
-        choose_bias(arguments.model, file, arguments.data)
-    if arguments.model:
-        print(scores(arguments.model, file))
+    if verdicts and arguments.choose_bias:
+        choose_bias(verdicts, file, arguments.data)
+    if verdicts and arguments.model:
+        print(scores(arguments.model, verdicts, file))
 
 
 if __name__ == "__main__":

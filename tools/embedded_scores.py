@@ -1,6 +1,7 @@
-"""Scores of the embedded refiner for its card, beside rules, the classical labeler and the oracle.
+"""Scores of the embedded models for their cards, beside rules, the classical labeler and oracle.
 
-The evaluation is that of `proxhpc evaluate`. The labeler drops what it gives a probability above
+The evaluation is that of `proxhpc evaluate`; records of lines need a model for lines, verdicts one
+for verdicts. The labeler drops what it gives a probability above
 one half.
 """
 

@@ -3,7 +3,12 @@
     python tools/train_embedded.py --make-env DIR/labeler      # lightgbm, scikit-learn
     python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--pages FILE] [--tests FILE]
                                    [--base DIR] [--threads 2] [--resume]
-    python tools/train_embedded.py DATA_DIR --out DIR --publish proxhpc/embedded
+                                   [--publish proxhpc/embedded]
+    python tools/train_embedded.py DATA_DIR --out DIR --hours 1 [...] --verdicts --layers 2
+                                   --base proxhpc/embedded [--publish proxhpc/embedded/verdicts]
+
+The refiner is two models, trained one after the other from the same examples: the larger one is
+for lines (DIR/model), a smaller one for verdicts about documents (DIR/verdicts).
 
 DATA_DIR holds JSON lines:
 
@@ -22,7 +27,8 @@ pages, and what is unlike these should stay. So should short parts of them.
 TESTS, from tools/extractor_pages.py, has more web pages with labels, like those of eval_dev. Those
 of validation hosts are for evaluation only.
 
-With --base the training starts from the weights of an earlier refiner.
+With --base the training starts from the weights of an earlier refiner, with --layers from those of
+its first layers.
 
 Every step writes files to DIR and is skipped if they exist; a training run that was interrupted
 is continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the
@@ -49,9 +55,11 @@ from proxhpc.annotate.annotate import AnnotateOptions, annotate
 from proxhpc.annotate.gold import GoldSource
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.hosts import split_of
+from proxhpc.run.models import TOKENIZER_FILES
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
 from proxhpc.train.adapt import adapt
+from proxhpc.train.task import load_base
 from proxhpc.train.walk_pages import PAGE_POWER
 
 ROOT = Path(__file__).parent.parent
@@ -61,8 +69,8 @@ EVALUATION_SOURCE = "dragnet"  # its licence does not allow training
 LABELED = "labeler"  # source of the documents that only the labeler has labelled
 MIN_LINES, MIN_CHARS = 8, 200  # of a page, and of a document
 PARTS = 5  # parts of a document that are labelled as documents, too
-RECIPE = ROOT / "recipes" / "embedded.yaml"
-BASE_LEARNING_RATE = 0.0012  # of a training that starts from earlier weights
+RECIPES = ROOT / "recipes"
+BASE_LEARNING_RATE = 0.0012  # of lines, if their training starts from earlier weights
 EXTRA_VALIDATION = 120  # documents of PAGES, at each level
 HUMAN, SHORT = "human", "short"  # groups of documents: with people's verdicts, parts of PAGES
 SHORT_LINES = (2, 4, 8, 16)  # of such a part; long lines are paragraphs
@@ -364,18 +372,31 @@ def validation_pages(work: Workspace) -> Rows:
     return (row for row in work.rows("pages") if row["id"] in ids)
 
 
-def score_tables(work: Workspace, model: Path) -> str:
-    """Scores of the model, as Markdown for its card."""
-    pages, verdicts = work.file("held-out-pages"), work.file("held-out-verdicts")
-    validation = work.make("validation", validation_pages)
+def first_layers(base: Path, layers: int, folder: Path) -> Path:
+    """The directory of a model of a base model's first layers, which is written to `folder`."""
+    model = load_base(base)
+    del model.model.layers[layers:]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    return folder
+
+
+def score_tables(work: Workspace, model: Path, *, verdicts: bool) -> str:
+    """Scores of the model's lines or verdicts, as Markdown for its card."""
+    pages, validation = work.file("held-out-pages"), work.make("validation", validation_pages)
     sets = {
         "Pages of validation hosts, on which the bias and the best weights were chosen": validation,
         f"Pages of {EVALUATION_SOURCE}, none of which are training data": pages,
-        "Documents with human verdicts, none of which are training data": verdicts,
     }
     if work.tests:
         title = "Pages of extractors' tests, of validation hosts; none of them are training data"
         sets[title] = work.file("held-out-tests")
+    if verdicts:
+        title = "Documents with human verdicts, none of which are training data"
+        sets = {title: work.file("held-out-verdicts")}
     probabilities = _probabilities(work)
     return markdown(
         [
@@ -404,6 +425,8 @@ def main() -> None:
     parser.add_argument("--pages", type=Path, metavar="FILE", help="from tools/embedded_data.py")
     parser.add_argument("--tests", type=Path, metavar="FILE", help="from tools/extractor_pages.py")
     parser.add_argument("--base", type=Path, metavar="DIR", help="start from these weights")
+    parser.add_argument("--layers", type=int, metavar="N", help="only the first layers of --base")
+    parser.add_argument("--verdicts", action="store_true", help="train the model for verdicts")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="copy the model to DIR")
     parser.add_argument("--make-env", type=Path, metavar="DIR", help="the labeler's environment")
@@ -414,19 +437,27 @@ def main() -> None:
             return
     if arguments.data is None or arguments.out is None:
         parser.error("DATA_DIR and --out are required to train")
+    if not arguments.base and (arguments.layers or arguments.verdicts):
+        parser.error("--layers and --verdicts need --base")
     import torch
 
     torch.set_num_threads(arguments.threads)
     python = (arguments.make_env or arguments.out / "labeler") / "bin" / "python"
     work = Workspace(arguments.data, arguments.out, python, arguments.pages, arguments.tests)
     variables = {"EXAMPLES": str(make_examples(work).absolute()), "HOURS": str(arguments.hours)}
-    model = arguments.out / "model"
-    recipe = load_yaml(RECIPE, Recipe, environ=variables)
-    if arguments.base:
-        keys = {"base": str(arguments.base.absolute()), "learning_rate": BASE_LEARNING_RATE}
+    base: Path | None = arguments.base
+    if base and arguments.layers:
+        base = first_layers(base, arguments.layers, arguments.out / "base")
+    if base:
+        variables["MODEL"] = str(base.absolute())
+    name = "embedded-verdicts" if arguments.verdicts else "embedded"
+    model = arguments.out / ("verdicts" if arguments.verdicts else "model")
+    recipe = load_yaml(RECIPES / f"{name}.yaml", Recipe, environ=variables)
+    if base and recipe.shape:
+        keys = {"base": variables["MODEL"], "learning_rate": BASE_LEARNING_RATE}
         recipe = Recipe(**recipe.model_dump(exclude_unset=True, exclude={"shape"}) | keys)
     adapt(recipe, model, resume=arguments.resume)
-    tables = score_tables(work, model)
+    tables = score_tables(work, model, verdicts=arguments.verdicts)
     print(tables)
     card = (model / "README.md").read_text(encoding="utf-8")
     write_atomic(model / "README.md", f"{card}\n## Scores on gold records\n\n{tables}".encode())
