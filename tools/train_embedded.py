@@ -81,8 +81,8 @@ UNANIMOUS_WEIGHT = 2  # of a unanimous verdict, compared with another one
 # Of the windows that are drawn, and of the documents whose verdicts are.
 SHARES = {
     "chunk": {"gold": 0.56, LABELED: 0.12, "documentation": 0.1, "languages": 0.14, "texts": 0.08},
-    "doc": {HUMAN: 0.08, LABELED: 0.5, "documentation": 0.1, "languages": 0.09, "texts": 0.08}
-    | {SHORT: 0.15},
+    "doc": {HUMAN: 0.02, LABELED: 0.5, "documentation": 0.1, "languages": 0.09, "texts": 0.08}
+    | {SHORT: 0.21},
 }
 
 Rows = Iterator[dict[str, Any]]
