@@ -36,10 +36,10 @@ def main() -> int:
     table = []
     for stage, changes in (({"model": options.small}, {}), (large, padded)):
         rows, seconds = bench.refine({"level": options.level} | stage, engine | changes, texts)
-        calls = [call for row in rows for call in row.windows]
+        calls = [call for row in rows for call in (row.doc, *row.windows) if call]
         prompt, new = sum(call.prompt for call in calls), sum(call.new for call in calls)
         table.append((stage["model"], len(calls), prompt, new, seconds, size / seconds))
-    header = ("", "windows", "prompt tokens", "new tokens", "seconds", "kB/s")
+    header = ("", "prompts", "prompt tokens", "new tokens", "seconds", "kB/s")
     bench.print_table(header, table)
     print(f"{len(texts)} documents; the first is {table[1][4] / table[0][4]:.1f} times as fast")
     return 0
