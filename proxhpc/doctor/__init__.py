@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from proxhpc.account.quantity import quantity
+from proxhpc.account.quantity import memory_size, quantity
 from proxhpc.cluster import slurm
 from proxhpc.doctor.filesystem import examine_disk
 from proxhpc.doctor.finding import Diagnosis, Finding
@@ -104,5 +104,5 @@ def _model(name: str, level: Level) -> Finding:
     except ProxError as error:
         return Finding.error(f"model {name}", error.message, error.hint)
     size = sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
-    result = f"{size / 2**30:.1f} GiB in {model.path}"
+    result = f"{memory_size(size)} in {model.path}"
     return Finding.ok(f"model {name}", result, "complete: workers load it without the network")
