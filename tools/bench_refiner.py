@@ -3,10 +3,11 @@
     python tools/bench_refiner.py corpus.jsonl.zst embedded .cache/smollm2-135m
 
 Both models refine the same documents, window by window, or with --level doc as wholes, as their
-refiner.json says or else with the prompt style --prompt. The second one need not have learned to end its programs: it writes
---tokens tokens a window. With one token, which is less than any program, the ratio is a lower
-bound. Without a second model, the first one is compared with itself as transformers computes it, in
-float32 and with padded prompts. Seconds are processor seconds, including tokenization and Python.
+refiner.json says or else with the prompt style --prompt. The second one need not have learned to
+end its programs: it writes --tokens tokens a window. With one token, which is less than any
+program, the ratio is a lower bound. Without a second model, the first one is compared with itself
+as transformers computes it, in float32 and with padded prompts. Seconds are processor seconds,
+including tokenization and Python.
 """
 
 import torch
@@ -19,7 +20,9 @@ def main() -> int:
     parser = bench.make_parser(__doc__, limit=40)
     parser.add_argument("small", help="directory of the model to measure, or embedded")
     parser.add_argument("large", nargs="?", help="directory of the model to compare it with")
-    parser.add_argument("--level", choices=("chunk", "doc"), default="chunk", help="(chunk)")
+    parser.add_argument(
+        "--level", choices=("chunk", "doc"), default="chunk", help="level of the stage"
+    )
     parser.add_argument("--batch", type=int, default=8, help="prompts in a batch")
     parser.add_argument("--prompt", default="prox-plain", help="prompt style of the second model")
     parser.add_argument("--tokens", type=int, default=1, help="new tokens of the second model")
