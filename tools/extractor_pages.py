@@ -12,7 +12,8 @@ postlight/parser     CSS selectors of a site's text, and of what is not text wit
 flairNLP/fundus      headings and paragraphs, for newspapers in 30 countries
 
 A line is good if nearly all of its words are expected in this order, bad if nearly none are, and
-unknown otherwise, as are titles and short lines that only occur within longer ones.
+unknown otherwise, as are titles and short lines that only occur within longer ones. Short pages are
+left out, as are those of Readability that name no host: most were made up to test one function.
 """
 
 import argparse
@@ -23,12 +24,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup
+from soupsieve import SelectorSyntaxError
 
 from html_lines import html_lines
 from package_files import Packages
+from proxhpc.corpus.hosts import host_of
 from train_embedded import write
 
 LICENCES = {
@@ -39,10 +41,13 @@ LICENCES = {
 GRAM = 4  # words, or letters of scripts without blanks
 GOOD, BAD = 0.8, 0.2  # shares of a line's n-grams that are expected
 MIN_CHARS, MAX_CHARS, MIN_RECALL = 500, 60_000, 0.85
+MIN_LINES = 15  # of a page: a real one has a frame
+STRING = r"'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|`(?:\\.|[^`\\])*`"  # of JavaScript
+COMMENT = r"//[^\n]*|/\*.*?\*/"
 WORDS = re.compile(r"[^\W\u2E80-\u9FFF\uAC00-\uD7AF\u0E00-\u0E7F]+|[^\W]")
 
-Test = tuple[str, bytes, Sequence[str]]
-"""Name of a page, its HTML, and the expected lines."""
+Test = tuple[str, bytes, Sequence[str] | None]
+"""Name of a page, its HTML, and the expected lines; None if CSS does not have its selectors."""
 
 
 def readability(packages: Packages, repository: str) -> Iterator[Test]:
@@ -85,33 +90,54 @@ def article_lines(article: dict[str, Any]) -> list[str]:
     return [clean(line) for text in lines for line in text.split("\n")]
 
 
-def selected(html: bytes, extractor: str) -> list[str]:
-    """The lines that an extractor of Postlight selects."""
-    found = re.search(r"\bcontent: \{(.*)", extractor, re.DOTALL)
-    if not found:
-        return []
+def selected(html: bytes, extractor: str) -> list[str] | None:
+    """The lines that an extractor of Postlight selects, or None if CSS lacks a selector."""
+    code = object_of(extractor, "content")
     page = BeautifulSoup(decoded(html), "html.parser")
     elements: list[Any] = []
-    for choice in choices(found[1], "selectors"):
-        if elements := [part for selector in choice for part in page.select(selector)]:
-            break
-    for choice in choices(found[1], "clean"):
-        for element in elements:
-            for part in (part for selector in choice for part in element.select(selector)):
-                part.decompose()
+    try:
+        for choice in choices(code, "selectors"):
+            if elements := page.select(", ".join(choice)):
+                break
+        elements = outermost(elements)
+        for choice in choices(code, "clean"):
+            for element in elements:
+                for part in element.select(", ".join(choice)):
+                    part.decompose()
+    except (SelectorSyntaxError, NotImplementedError):
+        return None
     return [line for element in elements for line in texts(str(element))]
+
+
+def outermost(elements: Sequence[Any]) -> list[Any]:
+    """The elements that are not within another one of them."""
+    found = {id(element) for element in elements}
+    return [
+        element for element in elements if not any(id(each) in found for each in element.parents)
+    ]
+
+
+def object_of(code: str, key: str) -> str:
+    """The object of a key in JavaScript, without its comments; nothing if there is none."""
+    text = re.sub(rf"({STRING})|{COMMENT}", lambda match: match[1] or "", code, flags=re.DOTALL)
+    start = re.search(rf"\b{key}:\s*\{{", text)
+    if not start:
+        return ""
+    depth = 1
+    for match in re.finditer(rf"{STRING}|[{{}}]", text[start.end() :]):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if not depth:
+            return text[start.end() : start.end() + match.start()]
+    return text[start.end() :]
 
 
 def choices(code: str, key: str) -> Iterator[list[str]]:
     """The selectors of an array in JavaScript; those of an inner array belong together."""
-    text = re.sub(r"^\s*//.*$", "", code, flags=re.MULTILINE)
-    start = re.search(rf"\b{key}: \[", text)
+    start = re.search(rf"\b{key}:\s*\[", code)
     if not start:
         return
     together: list[str] | None = None
-    for sign, string in re.findall(
-        r"([\[\]])|('[^'\n]*'|\"[^\"\n]*\"|`[^`]*`)", text[start.end() :]
-    ):
+    for sign, string in re.findall(rf"([\[\]])|({STRING})", code[start.end() :]):
         if sign == "[":
             together = []
         elif sign == "]":
@@ -177,10 +203,14 @@ def row(repository: str, test: Test) -> dict[str, Any] | None:
     name, html, expected = test
     page = decoded(html)
     lines = texts(page)
-    size = sum(map(len, expected))
-    if size < MIN_CHARS or sum(map(len, lines)) > MAX_CHARS:
+    if expected is None or sum(map(len, expected)) < MIN_CHARS:
+        return None
+    if len(lines) < MIN_LINES or sum(map(len, lines)) > MAX_CHARS:
         return None
     head = BeautifulSoup(page, "html.parser")
+    site = "" if repository == "mozilla/readability" else site_of(name)
+    if not (host := own_host(head) or host_of({"host": site}, "host", "url")):
+        return None
     titles = frozenset(clean(part.get_text()) for part in head.select("h1, title"))
     letters = labels(lines, titles, expected)
     good = [line for line, letter in zip(lines, letters, strict=True) if letter == "G"]
@@ -188,7 +218,7 @@ def row(repository: str, test: Test) -> dict[str, Any] | None:
         return None
     return {
         "id": f"{repository} {name}",
-        "host": (host_of(head) or site_of(name)).removeprefix("www."),
+        "host": host,
         "source": repository,
         "kind": "web_html",
         "lang": language_of(head),
@@ -199,13 +229,13 @@ def row(repository: str, test: Test) -> dict[str, Any] | None:
     }
 
 
-def host_of(page: BeautifulSoup) -> str | None:
-    """The host that a page names as its own."""
+def own_host(page: BeautifulSoup) -> str:
+    """The host that a page names as its own, or nothing."""
     for selector, key in (("link[rel=canonical]", "href"), ('meta[property="og:url"]', "content")):
         for element in page.select(selector):
-            if host := urlsplit(str(element.get(key, ""))).hostname:
+            if host := host_of({"url": element.get(key)}, "host", "url"):
                 return host
-    return None
+    return ""
 
 
 def site_of(name: str) -> str:
@@ -217,7 +247,8 @@ def site_of(name: str) -> str:
 def language_of(page: BeautifulSoup) -> str:
     """The language that a page names, or English."""
     element = page.select_one("html[lang]")
-    return re.split(r"[-_]", str(element["lang"]).lower())[0] if element else "en"
+    language = str(element["lang"]).strip().lower() if element else ""
+    return re.split(r"[-_]", language)[0] or "en"
 
 
 def main() -> None:
@@ -233,7 +264,9 @@ def main() -> None:
     for repository, tests in zip(LICENCES, (readability, postlight, fundus), strict=True):
         every = list(tests(packages, repository))
         found = [page for test in every if (page := row(repository, test))]
-        print(f"{repository}: {len(found)} of {len(every)} pages", flush=True)
+        refused = sum(expected is None for _, _, expected in every)
+        counts = f"{len(found)} of {len(every)} pages, {refused} with unknown selectors"
+        print(f"{repository}: {counts}", flush=True)
         rows += found
     write(arguments.out, rows)
 
