@@ -163,3 +163,33 @@ def test_the_bias_of_verdicts_follows_people_where_it_does_no_harm(tool: ModuleT
     documentation[:1] = [-0.5]  # 10 % would go
     assert harm.best_verdict_bias(documentation, people) == 0.5
     assert harm.best_verdict_bias([4.0] * 20, people) == min(harm.BIASES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model m", "scores need --verdicts, too"),
+        ("--verdicts m", "scores need --model, too"),
+        ("--model m --choose-bias", "--choose-bias needs --verdicts"),
+        ("--verdicts m --choose-bias", "m/refiner.json has no `doc`"),
+        ("--model m --verdicts none", "none/refiner.json has no `doc`"),
+        ("--model m --verdicts bad", "bad/refiner.json"),
+    ],
+)
+def test_the_yardstick_needs_a_model_for_verdicts(
+    options: str,
+    message: str,
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("m", '{"version": 1, "prompt": "walk", "chunk": {}}'), ("bad", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "refiner.json").write_text(text)
+    monkeypatch.setattr("sys.argv", ["x", "data", "pages", "--out", "out", *options.split()])
+    with pytest.raises(SystemExit):
+        importlib.import_module("embedded_harm").main()
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

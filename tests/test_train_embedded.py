@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from proxhpc.corpus.hosts import split_of
 from proxhpc.evaluate.gold import iter_records
 from proxhpc.run.models import resolve_model
 from tiny_models import save_walk
@@ -69,32 +70,34 @@ def test_evaluation_data_is_not_trained_on(
         {"id": f"c{n}", "text": text(n, 20), "lang": "en", "kind": kind, "host": f"c{n}.example"}
         for n, kind in zip(range(200, 240), ["web_html", "pretraining"] * 20, strict=True)
     ]
+    extractors = [page(n, "tests") for n in range(400, 430)]
+    tested = [row for row in extractors if split_of(row["host"], row["id"]) == "validation"]
+    assert 1 < len(tested) < 10
     # Copies of evaluation pages, on other hosts.
-    for n in range(4):
+    for n, original in enumerate([pages[40]] * 4 + tested[:1]):
         copy = {"id": f"copy{n}", "host": f"else{n}.example"}
-        corpus.append(corpus[0] | copy | {"text": pages[40]["text_noisy"]})
+        corpus.append(corpus[0] | copy | {"text": original["text_noisy"]})
     for name, rows in (
         ("eval_dev", pages),
         ("eval_docquality_dev", verdicts),
         ("corpus_sample", corpus),
     ):
         tool.write(data / f"{name}.jsonl.zst", rows)
-    extractors = [page(n, "tests") for n in range(400, 430)]
     tool.write(data / "tests.jsonl.zst", extractors)
     work = tool.Workspace(data, tmp_path / "out", Path("python"), tests=data / "tests.jsonl.zst")
     monkeypatch.setattr(tool, "label", lambda work: fake_label(tool, work))
     examples = list(tool.read(tool.make_examples(work)))
 
     assert {row["source"] for row in examples} == {"own", "tests", "labeler"}
-    tested = {row["id"] for row in tool.held_out_tests(work)}
-    assert 1 < len(tested) < 10
+    assert [row["id"] for row in tool.held_out_tests(work)] == [row["id"] for row in tested]
     assert {row["id"] for row in examples if row["source"] == "tests"} == {
-        row["id"] for row in extractors if row["id"] not in tested
+        row["id"] for row in extractors if row not in tested
     }
     evaluated = [v for v in verdicts if not tool.is_for_training(v["id"])]
     assert 5 < len(evaluated) < 25
-    texts = {p["text_noisy"] for p in pages[40:]} | {v["text"] for v in evaluated}
-    assert not texts & {row.get("text") or "\n".join(row["lines"]) for row in examples}
+    texts = {p["text_noisy"] for p in pages[40:] + tested} | {v["text"] for v in evaluated}
+    for rows in (work.rows("all-examples"), examples):
+        assert not texts & {row.get("text") or "\n".join(row["lines"]) for row in rows}
     validation = [row for row in examples if row["split"] == "validation"]
     held_out = {row["id"] for row in validation if row["source"] == "own"}
     assert held_out
@@ -170,14 +173,48 @@ def test_pages_with_lone_surrogates_can_be_annotated(tool: ModuleType, tmp_path:
     assert [record.text for record in iter_records(path)] == ["a?b\u00e9"]
 
 
-def test_training_requires_data_and_an_output_directory(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_lines_of_unknown_worth_are_not_evaluated(tool: ModuleType, tmp_path: Path) -> None:
+    row = page(1, "tests") | {"line_labels": "B?B" + "G" * 8 + "?"}
+    tool.write(tmp_path / "x.jsonl.zst", [row | {"host": f"h{n}.example"} for n in range(20)])
+    work = tool.Workspace(tmp_path, tmp_path, Path("python"), tests=tmp_path / "x.jsonl.zst")
+    lines = row["text_noisy"].split("\n")
+    known = {"text_noisy": "\n".join([lines[0], *lines[2:11]]), "line_labels": "BB" + "G" * 8}
+    tested = list(tool.held_out_tests(work))
+    assert tested
+    assert all(each == row | known | {"host": each["host"]} for each in tested)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "DATA_DIR and --out are required"),
+        ("--out out --verdicts", "--layers and --verdicts need --base"),
+        ("--out out --layers 0", "--layers and --verdicts need --base"),
+        ("--out out --base base --layers 0", "--layers 0: must be from 1 to 2, those of base"),
+        ("--out out --base base --layers 3", "--layers 3: must be from 1 to 2, those of base"),
+        ("--out out --base none --layers 1", "--base: model 'none': no such directory"),
+        ("--out old --tests tests", "made without any of its pages; delete this folder, or choose"),
+    ],
+)
+def test_training_stops_before_the_first_step(
+    options: str,
+    message: str,
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_embedded.py", "data"])
+    monkeypatch.chdir(tmp_path)
+    save_walk(tmp_path / "base")
+    (tmp_path / "old" / "data").mkdir(parents=True)
+    for name in ("pages", "held-out-tests"):
+        tool.write(tmp_path / "old" / "data" / f"{name}.jsonl.zst", [])
+    monkeypatch.setattr(sys, "argv", ["train_embedded.py", "data", *options.split()])
     with pytest.raises(SystemExit) as error:
         tool.main()
     assert error.value.code == 2
-    assert "DATA_DIR and --out are required" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_model_for_verdicts_starts_from_the_first_layers(

@@ -1,12 +1,12 @@
 """The no-harm yardstick: how much of what should be kept a refiner drops and removes.
 
     python tools/embedded_harm.py DATA_DIR PAGES.jsonl.zst --out DIR [--packages DIR]
-        [--model DIR] [--verdicts DIR [--choose-bias]] [--documents N]
+        [--model DIR --verdicts DIR] [--choose-bias] [--documents N]
 
 It writes gold records to DIR/harm.jsonl.zst, and prints the scores of a refiner: --model has its
 weights for lines, --verdicts those for verdicts. PAGES is from tools/embedded_data.py; only
 documents of its validation hosts are taken. --choose-bias writes the bias of verdicts first, chosen
-by the rule of `best_verdict_bias`. The groups:
+by the rule of `best_verdict_bias`; it needs only --verdicts. The groups:
 
 doc NAME     pages of held-out documentation without their frame: any line that goes is a loss
 page NAME    the same pages with their frame
@@ -33,11 +33,13 @@ from embedded_texts import languages
 from package_files import Packages
 from proxhpc.corpus.hosts import split_of
 from proxhpc.engines.tokenizer import HFTokenizer
+from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import read_gold
 from proxhpc.evaluate.result import SystemScores, evaluate
 from proxhpc.preview import RefinerChoice
 from proxhpc.refine.walk import Walk
 from proxhpc.spec.refiner_file import NAME as REFINER_FILE
+from proxhpc.spec.refiner_file import read_refiner
 from proxhpc.train.card import markdown_table
 from proxhpc.train.task import load_base
 from proxhpc.train.walk_model import training_module
@@ -225,14 +227,25 @@ def main() -> None:
     parser.add_argument("pages", type=Path, metavar="PAGES")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--packages", type=Path, metavar="DIR", help="downloads (OUT/packages)")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="of lines")
-    parser.add_argument("--verdicts", type=Path, metavar="DIR", help="of verdicts (--model)")
-    parser.add_argument("--choose-bias", action="store_true", help="of verdicts")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="for lines; with --verdicts")
+    parser.add_argument("--verdicts", type=Path, metavar="DIR", help="for verdicts")
+    parser.add_argument("--choose-bias", action="store_true", help="write that of --verdicts")
     parser.add_argument("--documents", type=int, default=40, metavar="N", help="in each group")
     arguments = parser.parse_args()
-    verdicts: Path | None = arguments.verdicts or arguments.model
+    verdicts: Path | None = arguments.verdicts
     if arguments.choose_bias and not verdicts:
         parser.error("--choose-bias needs --verdicts")
+    if arguments.model and not verdicts:
+        parser.error("scores need --verdicts, too")
+    if verdicts and not (arguments.model or arguments.choose_bias):
+        parser.error("scores need --model, too")
+    if verdicts:
+        try:
+            refiner = read_refiner(verdicts)
+        except UserError as error:
+            parser.error(f"--verdicts: {error.message}")
+        if refiner is None or "doc" not in refiner.levels:
+            parser.error(f"--verdicts: {verdicts / REFINER_FILE} has no `doc`")
     file = arguments.out / "harm.jsonl.zst"
     if not file.exists():
         packages = Packages(arguments.packages or arguments.out / "packages")

@@ -55,7 +55,8 @@ from proxhpc.annotate.annotate import AnnotateOptions, annotate
 from proxhpc.annotate.gold import GoldSource
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.hosts import split_of
-from proxhpc.run.models import TOKENIZER_FILES
+from proxhpc.errors import UserError
+from proxhpc.run.models import TOKENIZER_FILES, resolve_model
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
 from proxhpc.train.adapt import adapt
@@ -147,6 +148,12 @@ class Workspace:
             write(self.file(name), rows(self))
         return self.file(name)
 
+    def lacks_tests(self) -> bool:
+        """Whether the examples were made without the TESTS that are given now."""
+        held_out = self.file("held-out-tests")
+        has_tests = held_out.exists() and any(read(held_out))
+        return bool(self.tests) and self.file("pages").exists() and not has_tests
+
     def annotate(self, name: str, *sources: GoldSource) -> None:
         """Annotate sources into a file, without near-duplicates of what is for evaluation."""
         held_out = tuple(map(self.file, HELD_OUT))
@@ -166,8 +173,15 @@ def training_pages(work: Workspace) -> Rows:
 
 
 def held_out_tests(work: Workspace) -> Rows:
-    """The pages of TESTS for evaluation."""
-    return _tests(work, "validation")
+    """The pages of TESTS for evaluation, without lines of unknown worth.
+
+    Their gold texts have none of these: token F1 would take each one that is kept for a fault.
+    """
+    for row in _tests(work, "validation"):
+        lines = zip(row["text_noisy"].split("\n"), row["line_labels"], strict=True)
+        known = [(line, letter) for line, letter in lines if letter != "?"]
+        text, letters = "\n".join(line for line, _ in known), "".join(each for _, each in known)
+        yield row | {"text_noisy": text, "line_labels": letters}
 
 
 def _tests(work: Workspace, split: str) -> Rows:
@@ -372,6 +386,12 @@ def validation_pages(work: Workspace) -> Rows:
     return (row for row in work.rows("pages") if row["id"] in ids)
 
 
+def count_layers(base: Path) -> int:
+    """The number of layers of a base model; UserError if it is none."""
+    shape = resolve_model(str(base), offline=True).shape
+    return shape.layers if shape else 0
+
+
 def first_layers(base: Path, layers: int, folder: Path) -> Path:
     """The directory of a model of a base model's first layers, which is written to `folder`."""
     model = load_base(base)
@@ -431,21 +451,36 @@ def main() -> None:
     parser.add_argument("--publish", type=Path, metavar="DIR", help="copy the model to DIR")
     parser.add_argument("--make-env", type=Path, metavar="DIR", help="the labeler's environment")
     arguments = parser.parse_args()
-    if arguments.make_env:
+    if arguments.make_env and arguments.data is None:
         make_env(arguments.make_env)
-        if arguments.data is None:
-            return
+        return
     if arguments.data is None or arguments.out is None:
         parser.error("DATA_DIR and --out are required to train")
-    if not arguments.base and (arguments.layers or arguments.verdicts):
+    base: Path | None = arguments.base
+    if base is None and (arguments.layers is not None or arguments.verdicts):
         parser.error("--layers and --verdicts need --base")
+    if base and arguments.layers is not None:
+        try:
+            number = count_layers(base)
+        except UserError as error:
+            parser.error(f"--base: {error.message}")
+        if not 1 <= arguments.layers <= number:
+            parser.error(
+                f"--layers {arguments.layers}: must be from 1 to {number}, those of {base}"
+            )
+    python = (arguments.make_env or arguments.out / "labeler") / "bin" / "python"
+    work = Workspace(arguments.data, arguments.out, python, arguments.pages, arguments.tests)
+    if work.lacks_tests():
+        parser.error(
+            f"--tests: the examples in {work.root} were made without any of its pages; delete this "
+            "folder, or choose another --out"
+        )
+    if arguments.make_env:
+        make_env(arguments.make_env)
     import torch
 
     torch.set_num_threads(arguments.threads)
-    python = (arguments.make_env or arguments.out / "labeler") / "bin" / "python"
-    work = Workspace(arguments.data, arguments.out, python, arguments.pages, arguments.tests)
     variables = {"EXAMPLES": str(make_examples(work).absolute()), "HOURS": str(arguments.hours)}
-    base: Path | None = arguments.base
     if base and arguments.layers:
         base = first_layers(base, arguments.layers, arguments.out / "base")
     if base:
