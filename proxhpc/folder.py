@@ -143,7 +143,7 @@ def complete_choice(choice: RefinerChoice) -> tuple[dict[str, Any], str]:
     if not (choice.model or choice.doc_model or missing) and choice.engine != "rules":
         choice = replace(choice, model=EMBEDDED)
     data = choice.sections()
-    if names := [name for name in (choice.doc_model, choice.model) if name]:
+    if names := list(dict.fromkeys(filter(None, (choice.doc_model, choice.model)))):
         return data, f"model: {' and '.join(names)}, engine {data['engine']['name']}"
     # The doc stage of the rules is for web pages: it drops short texts, lists and tables.
     data["stages"] = data["stages"][1:]

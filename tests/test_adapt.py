@@ -664,8 +664,10 @@ def test_a_walk_may_be_trained_for_one_level(
     )
     rows = [row(1), row(2, "validation")] if share else [doc_row(1)]
     file = write(tmp_path / "x.jsonl.zst", rows)
-    with pytest.raises(UserError, match=r"no (example|window) of the training split (is|has)"):
+    found = r"no (example|window) of the training split (is|has)"
+    with pytest.raises(UserError, match=found) as error:
         trained(walk_recipe(file, walk={"documents": share}), tmp_path / "none")
+    assert ("`walk.documents: 1`" in error.value.hint) == (share == 0)
 
 
 def test_lines_that_are_edited_within_do_not_count(examples: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from proxhpc.cluster.backend import TaskBatch
 from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.submit import SlurmBackend
 from proxhpc.doctor import Diagnosis, Finding, examine_site, render_diagnosis
+from proxhpc.spec.sections import Level
 from proxhpc.spec.site import Site
 from proxhpc.status.terminal import make_console
 from runs import planned
@@ -145,6 +146,15 @@ def test_models_must_be_whole(tmp_path: Path) -> None:
     }
     assert verdicts[f"model {whole}"] == "ok"
     assert verdicts[f"model {broken}"] == "error"
+
+
+def test_a_model_is_checked_once_and_the_embedded_one_at_each_level(tmp_path: Path) -> None:
+    model = str(save_llama(tmp_path / "model"))
+    models: list[tuple[str, Level]] = [(model, "doc"), (model, "chunk")]
+    models += [("embedded", "doc"), ("embedded", "chunk")]
+    checks = [each.check for each in examine_site(Site(name="x", kind="local"), tmp_path, models)]
+    named = [check for check in checks if check.startswith("model ")]
+    assert named == [f"model {model}", "model embedded (doc)", "model embedded (chunk)"]
 
 
 def test_a_folder_without_write_permission(tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def test_the_model_is_the_embedded_one_if_it_can_run(
     assert line == "model: embedded, engine transformers"
     assert data["stages"] == [{"level": "chunk", "model": "embedded"}]
     data, line = complete_choice(RefinerChoice(doc_model="embedded", model="embedded"))
+    assert line == "model: embedded, engine transformers"
     assert [stage["level"] for stage in data["stages"]] == ["doc", "chunk"]
     monkeypatch.setattr("proxhpc.folder.is_installed", lambda package: package != "torch")
     data, line = complete_choice(RefinerChoice())

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,13 @@ def test_files_that_do_not_matter_may_change(model: Path) -> None:
     (model / "unreadable.json").symlink_to("nowhere")
     check_model(ref)
     (model / "refiner.json").write_text('{"version": 1, "prompt": "compact", "doc": {}}')
-    with pytest.raises(StopError, match="has changed since this run was planned"):
+    with pytest.raises(StopError, match="has changed since this run was planned") as error:
         check_model(ref)
+    assert error.value.hint.startswith("restore the model, or start a new run")
+    with pytest.raises(StopError) as error:
+        check_model(replace(ref, name="embedded"))
+    hint = "install the version of proxhpc that planned this run, or start a new run"
+    assert error.value.hint.startswith(hint)
 
 
 def truncate_weights(model: Path) -> None:

@@ -81,7 +81,14 @@ def examine_site(
         yield Finding.ok("site", f"{site.name}: local", "workers are processes of this machine")
     yield from examine_containers(site)
     yield from examine_disk(folder)
-    yield from dict.fromkeys(_model(name, level) for name, level in models)
+    found: dict[Finding, Level] = {}
+    for name, level in models:
+        found.setdefault(_model(name, level), level)
+    checks = [finding.check for finding in found]
+    for finding, level in found.items():  # `embedded` is another model at each level
+        if checks.count(finding.check) > 1:
+            finding = finding.model_copy(update={"check": f"{finding.check} ({level})"})
+        yield finding
 
 
 def _prompts(manifest: Manifest) -> Finding:

@@ -151,9 +151,12 @@ def check_model(ref: ModelRef) -> None:
     """Raise StopError if the model has changed since the run was planned."""
     found = _inspect(ref.name, ref.path)
     if (found.snapshot, found.digest) != (ref.snapshot, ref.digest):
+        restore = "restore the model"
+        if ref.name == EMBEDDED:  # a part of the package
+            restore = "install the version of proxhpc that planned this run"
         raise StopError(
             f"model {ref.name!r} in {ref.path} has changed since this run was planned",
-            hint="restore the model, or start a new run: --run DIR (or another name)",
+            hint=f"{restore}, or start a new run: --run DIR (or another name)",
         )
 
 

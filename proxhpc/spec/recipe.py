@@ -61,7 +61,7 @@ class WalkOptions(Config):
     word_power: UnitInterval = 0.5
     """A line's weight in the loss: its number of words to this power."""
     documents: UnitInterval = 0.1
-    """Share of prompts that ask for a verdict."""
+    """Share of prompts that ask for a verdict. 0: lines only, 1: verdicts only."""
     label_loss: float = Field(default=0.5, ge=0)
     """Loss weight of an auxiliary head that labels lines; not part of the model."""
     text_loss: float = Field(default=0.1, ge=0)

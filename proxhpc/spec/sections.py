@@ -41,7 +41,7 @@ Level = Literal["doc", "chunk"]
 RuleSet = Literal["c4", "gopher", "fineweb"]
 
 _PROMPT = "prox-llama2"
-EMBEDDED = "embedded"  # names the model within this package
+EMBEDDED = "embedded"  # names the models within this package
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,95})?", re.ASCII)
 FieldName = Annotated[
     str, *matching(r"[^.\s]+(\.[^.\s]+)*", "a field's name, or names with dots between")

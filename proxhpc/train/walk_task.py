@@ -85,7 +85,8 @@ class WalkTask:
             raise UserError(
                 "no window of the training split has labels or drop probabilities of its lines",
                 hint="a walk needs rows of level chunk with `keep`: from gold records with "
-                "line_labels, or where only whole lines are removed (docs/adapt.md)",
+                "line_labels, or where only whole lines are removed (docs/adapt.md); "
+                "with `walk.documents: 1` it learns verdicts only",
             )
         self.pages = WalkPages(pages, walk, recipe.walk)
         self.cumulative = np.cumsum(rates)
