@@ -4,7 +4,7 @@
 
 Both models refine the same documents, window by window, or with --level doc as wholes, as their
 refiner.json says or else with the prompt style --prompt. The second one need not have learned to
-end its programs: it writes --tokens tokens a window. With one token, which is less than any
+end its programs: it writes --tokens tokens a prompt. With one token, which is less than any
 program, the ratio is a lower bound. Without a second model, the first one is compared with itself
 as transformers computes it, in float32 and with padded prompts. Seconds are processor seconds,
 including tokenization and Python.

@@ -200,7 +200,7 @@ def best_verdict_bias(
     """The bias that follows people best, of those that drop at most MAX_DROPPED of documentation.
 
     `documentation` has the log-odds of pages that should stay; `verdicts` those of documents, and
-    whether people drop them. The smallest of equal ones; the lowest if each drops too much.
+    whether people drop them. The lowest of equal ones, and of all if each drops too much.
     """
 
     def share(bias: float) -> float:
@@ -229,8 +229,10 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, metavar="DIR", help="downloads (OUT/packages)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="for lines; with --verdicts")
     parser.add_argument("--verdicts", type=Path, metavar="DIR", help="for verdicts")
-    parser.add_argument("--choose-bias", action="store_true", help="write that of --verdicts")
-    parser.add_argument("--documents", type=int, default=40, metavar="N", help="in each group")
+    parser.add_argument("--choose-bias", action="store_true", help="write it for --verdicts")
+    parser.add_argument(
+        "--documents", type=int, default=40, metavar="N", help="of a group; 4N of web"
+    )
     arguments = parser.parse_args()
     verdicts: Path | None = arguments.verdicts
     if arguments.choose_bias and not verdicts:

@@ -11,9 +11,11 @@ mozilla/readability  the HTML that is left of the page
 postlight/parser     CSS selectors of a site's text, and of what is not text within it
 flairNLP/fundus      headings and paragraphs, for newspapers in 30 countries
 
-A line is good if nearly all of its words are expected in this order, bad if nearly none are, and
-unknown otherwise, as are titles and short lines that only occur within longer ones. Short pages are
-left out, as are those of Readability that name no host: most were made up to test one function.
+A line is good if it is an expected line, or 80 % of its 4-grams are expected; bad if at most 20 %
+are; unknown otherwise. Titles are unknown, and so are short lines all of whose words are expected
+somewhere. Pages are left out that are short or very long, that lack 15 % of the expected text, or
+whose selectors CSS lacks, and those of Readability that name no host: most were made up to test
+one function.
 """
 
 import argparse

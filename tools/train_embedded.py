@@ -1,4 +1,4 @@
-"""Train the embedded refiner: annotate, label, adapt and evaluate, in one run.
+"""Train one of the embedded refiner's models: annotate, label, adapt and evaluate.
 
     python tools/train_embedded.py --make-env DIR/labeler      # lightgbm, scikit-learn
     python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--pages FILE] [--tests FILE]
@@ -7,8 +7,9 @@
     python tools/train_embedded.py DATA_DIR --out DIR --hours 1 [...] --verdicts --layers 2
                                    --base proxhpc/embedded [--publish proxhpc/embedded/verdicts]
 
-The refiner is two models, trained one after the other from the same examples: the larger one is
-for lines (DIR/model), a smaller one for verdicts about documents (DIR/verdicts).
+The refiner is two models, and each command trains one: without --verdicts the larger one, for
+lines (DIR/model), with it the smaller one, for verdicts about documents (DIR/verdicts). With the
+same --out both use the same examples.
 
 DATA_DIR holds JSON lines:
 
@@ -27,12 +28,12 @@ pages, and what is unlike these should stay. So should short parts of them.
 TESTS, from tools/extractor_pages.py, has more web pages with labels, like those of eval_dev. Those
 of validation hosts are for evaluation only.
 
-With --base the training starts from the weights of an earlier refiner, with --layers from those of
-its first layers.
+With --base the training starts from the weights of an earlier refiner (for lines at a learning
+rate of 0.0012), with --layers from those of its first layers.
 
-Every step writes files to DIR and is skipped if they exist; a training run that was interrupted
-is continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the
-machine.
+Every step writes files to DIR and is skipped if they exist, so other inputs need another DIR; a
+training run that was interrupted is continued with --resume. Seeds are fixed, but the number of
+steps in --hours depends on the machine.
 """
 
 import argparse
